@@ -1,0 +1,2 @@
+//! The host side of virtio-fs: a vhost-user back end that answers the FUSE
+//! requests of a guest kernel by calling the host's file system.
