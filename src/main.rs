@@ -2,6 +2,15 @@
 
 use std::process::ExitCode;
 
+use virtiofsd::{app, cli};
+
 fn main() -> ExitCode {
-    ExitCode::FAILURE
+    let options = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match app::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!(target: "virtiofsd", "{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
