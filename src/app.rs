@@ -71,6 +71,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 }
 
 fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
+    if path.as_os_str().is_empty() {
+        bail!("the path of the shared directory is empty; name one with --shared-dir");
+    }
     let shown = path.display();
     match std::fs::metadata(path) {
         Ok(found) if found.is_dir() => Ok(()),

@@ -33,7 +33,10 @@ Examples:
     virtiofsd --shared-dir /srv/data --socket-path /run/data.sock \\
       --cache=always --writeback
 
-RUST_LOG in the environment replaces --log-level, see the env_logger manual.";
+The environment variable RUST_LOG replaces --log-level on standard error.
+
+This version has neither sandbox nor filter of system calls yet, and says so:
+add --sandbox=none --seccomp=none to the commands above.";
 
 /// Share a directory of this host with a virtual machine over virtio-fs.
 ///
@@ -77,9 +80,7 @@ pub struct Options {
     #[arg(conflicts_with_all = ["socket", "socket_path"])]
     pub fd: Option<RawFd>,
 
-    /// What the guest may cache: nothing (never), names and attributes
-    /// (metadata), those for a second and data while a file is open (auto),
-    /// or everything for good (always).
+    /// What the guest may cache.
     #[arg(long, value_name = "POLICY", help_heading = "Cache and speed")]
     #[arg(value_enum, ignore_case = true, default_value = "auto")]
     pub cache: CacheChoice,
@@ -118,9 +119,8 @@ pub struct Options {
     )]
     pub thread_pool_size: usize,
 
-    /// Refer to inodes by file handles, so that no descriptor is held for
-    /// each one: never, where the file system can (prefer), or insist
-    /// (mandatory).
+    /// Whether inodes are held by file handles, which unlike descriptors are
+    /// not limited in number.
     #[arg(long, value_name = "MODE", help_heading = "Cache and speed")]
     #[arg(require_equals = true, value_enum, default_value = "prefer")]
     pub inode_file_handles: FileHandles,
@@ -135,21 +135,21 @@ pub struct Options {
     #[arg(value_parser = parse_xattr_map)]
     pub xattrmap: Option<XattrMapRules>,
 
-    /// Serve POSIX access control lists: never, if the guest knows them
-    /// (auto), or insist (always, also meant by no MODE); implies --xattr.
+    /// Serve POSIX access control lists; without MODE it means always; implies
+    /// --xattr.
     #[arg(long, value_name = "MODE", help_heading = "Files and attributes")]
     #[arg(num_args = 0..=1, require_equals = true, value_enum)]
     #[arg(default_value = "never", default_missing_value = "always")]
     pub posix_acl: Negotiation,
 
-    /// Store the security label that the guest gives to a new file; MODE as
-    /// for --posix-acl; implies --xattr.
+    /// Store the security label that the guest gives to a new file; without
+    /// MODE it means always; implies --xattr.
     #[arg(long, value_name = "MODE", help_heading = "Files and attributes")]
     #[arg(num_args = 0..=1, require_equals = true, value_enum)]
     #[arg(default_value = "never", default_missing_value = "always")]
     pub security_label: Negotiation,
 
-    /// Tell the guest which directories are mount points [default].
+    /// Tell the guest which directories are mount points; the default.
     #[arg(long, help_heading = "Files and attributes")]
     #[arg(overrides_with = "no_announce_submounts")]
     pub announce_submounts: bool,
@@ -165,7 +165,7 @@ pub struct Options {
     #[arg(overrides_with = "no_killpriv_v2")]
     pub killpriv_v2: bool,
 
-    /// Leave that to the guest [default].
+    /// Leave that to the guest; the default.
     #[arg(long, help_heading = "Files and attributes")]
     #[arg(overrides_with = "killpriv_v2")]
     pub no_killpriv_v2: bool,
@@ -191,8 +191,7 @@ pub struct Options {
     #[arg(value_parser = parse_translation, action = ArgAction::Append)]
     pub translate_gid: Vec<Translation>,
 
-    /// What to lock the daemon into: a set of namespaces of its own, a
-    /// changed root directory (chroot), or nothing (none).
+    /// What the daemon is locked into.
     #[arg(long, value_name = "MODE", help_heading = "Identity and isolation")]
     #[arg(value_enum, ignore_case = true, default_value = "namespace")]
     pub sandbox: Sandbox,
@@ -208,9 +207,7 @@ pub struct Options {
     #[arg(value_parser = parse_id_map, action = ArgAction::Append)]
     pub gid_map: Vec<IdMap>,
 
-    /// What happens at a system call that the daemon never needs: the process
-    /// is killed, gets a signal (trap), or the call is logged; or there is no
-    /// filter (none).
+    /// What happens at a system call that the daemon never needs.
     #[arg(long, value_name = "ACTION", help_heading = "Identity and isolation")]
     #[arg(value_enum, default_value = "kill")]
     pub seccomp: Seccomp,
@@ -239,27 +236,14 @@ pub struct Options {
     #[arg(long, help_heading = "Limits and logging")]
     pub print_capabilities: bool,
 
-    /// How the other side of a migration finds the guest's files again: by
-    /// path (find-paths) or by file handle (file-handles)
+    /// How the other side of a migration finds the guest's files again
     /// [default: find-paths].
-    #[arg(
-        long,
-        value_name = "MODE",
-        help_heading = "Migration",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "MODE", help_heading = "Migration")]
     #[arg(value_enum)]
     pub migration_mode: Option<MigrationMode>,
 
-    /// What to do about a file that was not found again: give up (abort), or
-    /// let the guest meet an error when it uses it (guest-error)
-    /// [default: abort].
-    #[arg(
-        long,
-        value_name = "ACTION",
-        help_heading = "Migration",
-        hide_possible_values = true
-    )]
+    /// What to do about a file that was not found again [default: abort].
+    #[arg(long, value_name = "ACTION", help_heading = "Migration")]
     #[arg(value_enum)]
     pub migration_on_error: Option<MigrationOnError>,
 
@@ -299,13 +283,13 @@ pub type XattrMapRules = std::sync::Arc<[XattrRule]>;
 /// `--cache`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum CacheChoice {
-    /// See [`CachePolicy::Auto`].
+    /// Names and attributes for a second, data while the file is open.
     Auto,
-    /// See [`CachePolicy::Always`].
+    /// Everything, for a day: only the guest may change the files.
     Always,
-    /// See [`CachePolicy::Never`].
+    /// Nothing.
     Never,
-    /// See [`CachePolicy::Metadata`].
+    /// Names and attributes for a day, no data.
     Metadata,
 }
 
@@ -323,11 +307,11 @@ impl From<CacheChoice> for CachePolicy {
 /// `--inode-file-handles`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum FileHandles {
-    /// Descriptors only.
+    /// By descriptor.
     Never,
-    /// Handles where the file system has them.
+    /// By handle where the file system has them, by descriptor elsewhere.
     Prefer,
-    /// Handles, or no service.
+    /// By handle; does not start where there are none.
     Mandatory,
     /// The old name of `Prefer`.
     #[value(hide = true)]
@@ -337,44 +321,44 @@ pub enum FileHandles {
 /// How much a feature is wanted that the guest may not have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Negotiation {
-    /// Not at all.
+    /// Not offered.
     Never,
-    /// If the guest has it.
+    /// Offered, and done without where the guest has no use for it.
     Auto,
-    /// Or no service.
+    /// Insisted on: a guest without it cannot mount.
     Always,
 }
 
 /// `--sandbox`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Sandbox {
-    /// Namespaces and a root of its own.
+    /// Namespaces of its own, with nothing but the shared directory.
     Namespace,
-    /// A root of its own.
+    /// The shared directory as its root; for root only.
     Chroot,
-    /// Nothing.
+    /// Nothing: it sees what its user may see.
     None,
 }
 
 /// `--seccomp`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Seccomp {
-    /// No filter.
+    /// It is carried out: there is no filter.
     None,
-    /// The process is killed.
+    /// The process ends.
     Kill,
-    /// The call is logged and done.
+    /// The kernel logs it and carries it out.
     Log,
-    /// The process gets SIGSYS.
+    /// The process gets the signal SIGSYS.
     Trap,
 }
 
 /// `--migration-mode`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum MigrationMode {
-    /// By path.
+    /// By their paths.
     FindPaths,
-    /// By file handle.
+    /// By their file handles, on the same file system.
     FileHandles,
 }
 
