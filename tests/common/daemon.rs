@@ -99,24 +99,29 @@ impl Daemon {
 
     /// Warnings and errors logged so far.
     pub fn complaints(&self) -> Vec<String> {
-        let loud = |line: &String| line.contains(" WARN ") || line.contains(" ERROR ");
-        self.log().into_iter().filter(loud).collect()
+        self.log().into_iter().filter(|line| is_complaint(line)).collect()
     }
 
     /// Waits for a line that contains `text`.
     pub fn expect_log(&self, text: &str) -> String {
-        match self.log.wait_for(|line| line.contains(text)) {
+        let first = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
+        match self.log.wait_for(first) {
             Some(line) => line,
             None => panic!("the daemon never logged {text:?}; it logged {:#?}", self.log()),
         }
     }
 
-    /// Waits for a warning or an error.
-    pub fn expect_complaint(&self) -> String {
-        match self.log.wait_for(|line| line.contains(" WARN ") || line.contains(" ERROR ")) {
-            Some(line) => line,
-            None => panic!("the daemon never complained; it logged {:#?}", self.log()),
-        }
+    /// Waits until it takes connections; false if it ends instead.
+    pub fn starts(&self) -> bool {
+        let first = |lines: &[String]| lines.iter().find(|line| line.contains(WAITING)).cloned();
+        self.log.wait_for(first).is_some()
+    }
+
+    /// Waits for one more warning or error than `seen`; gives the new one.
+    pub fn expect_complaint_after(&self, seen: usize) -> String {
+        let nth = |lines: &[String]| lines.iter().filter(|line| is_complaint(line)).nth(seen).cloned();
+        let found = self.log.wait_for(nth);
+        found.unwrap_or_else(|| panic!("the daemon never complained; it logged {:#?}", self.log()))
     }
 
     /// Waits for the process to end by itself, and for the end of its log.
@@ -159,6 +164,10 @@ impl Daemon {
     fn proc(&self, name: &str) -> PathBuf {
         format!("/proc/{}/{name}", self.pid()).into()
     }
+}
+
+fn is_complaint(line: &str) -> bool {
+    line.contains(" WARN ") || line.contains(" ERROR ") || line.contains("panicked")
 }
 
 impl Drop for Daemon {
@@ -224,12 +233,12 @@ impl Log {
         })
     }
 
-    fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    fn wait_for(&self, find: impl Fn(&[String]) -> Option<String>) -> Option<String> {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock().unwrap();
         loop {
-            if let Some(line) = state.lines.iter().find(|line| wanted(line)) {
-                return Some(line.clone());
+            if let Some(line) = find(&state.lines) {
+                return Some(line);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if state.ended || left.is_zero() {

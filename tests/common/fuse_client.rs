@@ -537,7 +537,8 @@ impl Client {
         mode: u32,
         umask: u32,
     ) -> Answer<(Entry, OpenOut)> {
-        let body = Encoder::new().u32(flags.cast_unsigned()).u32(mode).u32(umask).u32(0).name(name);
+        let flags = (flags | libc::O_CREAT).cast_unsigned();
+        let body = Encoder::new().u32(flags).u32(mode).u32(umask).u32(0).name(name);
         let body = self.call(&Request::new(op::CREATE, parent, body))?;
         let (entry, open) = body.split_at(ENTRY_OUT);
         Ok((Entry::decode(entry), OpenOut::decode(open)))
