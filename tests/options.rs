@@ -30,7 +30,7 @@ fn has_option(args: &[&str]) -> bool {
     command.args(["--sandbox", "none", "--seccomp", "none"]).args(args);
     command.arg("--shared-dir").arg(share.path());
     command.arg("--socket-path").arg(share.path().join("sock"));
-    let mut daemon = Daemon::spawn(command);
+    let daemon = Daemon::spawn(command);
     let is_there = daemon.starts();
     if !is_there {
         println!("skips itself: the daemon has no {args:?} yet: {:?}", daemon.log());

@@ -480,6 +480,11 @@ impl Queue {
 
     // ---- raw access
 
+    /// The region that holds the ring.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
     /// The used index that the device wrote.
     pub fn used_index(&self) -> u16 {
         self.region.load_u16(self.used + 2, Ordering::Acquire)
