@@ -22,6 +22,9 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 use super::config_space::{self, Tag};
 use super::queue::{Queue, Vring, Workspace};
@@ -212,6 +215,11 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn queues_per_thread(&self) -> Vec<u64> {
         (0..self.queues.len()).map(|index| 1 << index).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        // Without one the library waits for its threads for ever.
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {
