@@ -26,7 +26,7 @@ use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 
-use super::config_space::{self, Tag};
+use super::config_space::{self, TAG_BYTES};
 use super::queue::{Queue, Vring, Workspace};
 use super::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
 use crate::fs::FileSystem;
@@ -37,8 +37,9 @@ use crate::sys;
 /// How the device is set up.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
-    /// The tag for the configuration space; without one there is none.
-    pub tag: Option<Tag>,
+    /// The tag, padded with NUL, for the configuration space; without one there
+    /// is none.
+    pub tag: Option<[u8; TAG_BYTES]>,
     /// Request queues: 1 to [`MAX_REQUEST_QUEUES`].
     pub request_queues: usize,
     /// Threads that serve requests out of order; 0 for the queues' own threads.
@@ -218,8 +219,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        // Without one the library waits for its threads for ever.
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+        new_event_consumer_and_notifier(EventFlag::CLOEXEC).ok()
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {
