@@ -23,8 +23,8 @@ use common::frontend::Config;
 use common::fuse_client::{Answer, Client, Request, SetAttr, groups_extension, read_in, write_in};
 use common::session::Session;
 use common::wire::{
-    Dirent, Encoder, Entry, FATTR_ATIME_NOW, FATTR_MTIME_NOW, FSYNC_FDATASYNC, ROOT, dirents,
-    init, op,
+    Dirent, Encoder, Entry, FATTR_ATIME_NOW, FATTR_MTIME_NOW, FSYNC_FDATASYNC, ROOT, dirents, init,
+    op,
 };
 
 /// Chosen by the daemon for a node that the guest does not have.
@@ -35,7 +35,10 @@ const NOBODY_HAS: u64 = 0xdead_beef;
 #[track_caller]
 fn assert_unknown<T: std::fmt::Debug>(answer: Answer<T>) {
     let errno = answer.unwrap_err();
-    assert!(NO_SUCH_NODE.contains(&errno), "errno {errno} for an unknown node");
+    assert!(
+        NO_SUCH_NODE.contains(&errno),
+        "errno {errno} for an unknown node"
+    );
 }
 
 /// Changing the user of a request needs a daemon that is root.
@@ -62,7 +65,7 @@ fn init_takes_what_it_uses_and_nothing_that_was_not_offered() {
     let mut session = Session::before_init(&[], &Config::default());
     let out = session.client.init();
     assert_eq!(out.major, 7);
-    assert!((27..=38).contains(&out.minor), "minor {}", out.minor);
+    assert!((27..=39).contains(&out.minor), "minor {}", out.minor);
     assert_eq!(out.flags & !init::LINUX, 0, "flags that were not offered");
     let always = init::ASYNC_READ
         | init::BIG_WRITES
@@ -78,7 +81,8 @@ fn init_takes_what_it_uses_and_nothing_that_was_not_offered() {
         | init::SECURITY_CTX
         | init::DIRECT_IO_ALLOW_MMAP;
     assert_eq!(out.flags & only_by_option, 0);
-    let never = init::POSIX_LOCKS | init::FLOCK_LOCKS | init::NO_OPEN_SUPPORT | init::NO_OPENDIR_SUPPORT;
+    let never =
+        init::POSIX_LOCKS | init::FLOCK_LOCKS | init::NO_OPEN_SUPPORT | init::NO_OPENDIR_SUPPORT;
     assert_eq!(out.flags & never, 0);
     assert!(out.max_write >= 1 << 20);
     assert!(out.max_pages >= 256);
@@ -88,7 +92,13 @@ fn init_takes_what_it_uses_and_nothing_that_was_not_offered() {
 
 #[test]
 fn init_offers_only_what_an_old_guest_knows() {
-    for (minor, flags) in [(27, 0), (31, init::MAX_PAGES), (36, init::INIT_EXT), (38, 0), (99, init::LINUX)] {
+    for (minor, flags) in [
+        (27, 0),
+        (31, init::MAX_PAGES),
+        (36, init::INIT_EXT),
+        (38, 0),
+        (99, init::LINUX),
+    ] {
         let mut session = Session::before_init(&[], &Config::default());
         let out = session.client.init_with(7, minor, flags).unwrap();
         assert_eq!(out.flags & !flags, 0, "guest minor {minor}");
@@ -132,7 +142,10 @@ fn destroy_ends_the_session_and_the_next_init_starts_one() {
     assert!(session.client.read(entry.nodeid, open.fh, 0, 4).is_err());
     let entry = session.client.walk("f").unwrap();
     session.client.forget(entry.nodeid, 1);
-    assert!(session.daemon.open_fds() <= fds + 1, "descriptors of the old session are closed");
+    assert!(
+        session.daemon.open_fds() <= fds + 1,
+        "descriptors of the old session are closed"
+    );
     session.finish();
 }
 
@@ -207,7 +220,10 @@ fn a_link_is_looked_up_as_itself() {
     for (name, target) in [("link", "/etc/passwd"), ("dangling", "nowhere")] {
         let entry = session.client.lookup(ROOT, name).unwrap();
         assert_eq!(entry.attr.kind(), libc::S_IFLNK);
-        assert_eq!(session.client.readlink(entry.nodeid).unwrap(), target.as_bytes());
+        assert_eq!(
+            session.client.readlink(entry.nodeid).unwrap(),
+            target.as_bytes()
+        );
         assert!(session.client.open(entry.nodeid, libc::O_RDONLY).is_err());
         assert!(session.client.opendir(entry.nodeid).is_err());
         assert_eq!(session.client.lookup(entry.nodeid, "x"), Err(libc::ENOTDIR));
@@ -238,7 +254,9 @@ fn every_new_name_counts_as_one_lookup() {
     let client = &mut session.client;
     let mut nodes = vec![
         client.mkdir(ROOT, "d", 0o755, 0).unwrap(),
-        client.mknod(ROOT, "n", libc::S_IFREG | 0o644, 0, 0).unwrap(),
+        client
+            .mknod(ROOT, "n", libc::S_IFREG | 0o644, 0, 0)
+            .unwrap(),
         client.symlink(ROOT, "s", "target").unwrap(),
     ];
     let (entry, open) = client.create(ROOT, "c", libc::O_RDWR, 0o644).unwrap();
@@ -290,7 +308,10 @@ fn batch_forget_forgets_each_of_its_nodes() {
         session.put(name, "");
     }
     let client = &mut session.client;
-    let nodes: Vec<_> = names.iter().map(|name| client.lookup(ROOT, name).unwrap().nodeid).collect();
+    let nodes: Vec<_> = names
+        .iter()
+        .map(|name| client.lookup(ROOT, name).unwrap().nodeid)
+        .collect();
     let counted: Vec<_> = nodes.iter().map(|&node| (node, 1)).collect();
     client.batch_forget(&counted);
     for &node in &nodes {
@@ -309,10 +330,16 @@ fn an_open_file_outlives_its_name_and_its_lookups() {
     let open = client.open(entry.nodeid, libc::O_RDWR).unwrap();
     client.unlink(ROOT, "f").unwrap();
     assert_eq!(client.getattr(entry.nodeid).unwrap().attr.nlink, 0);
-    assert_eq!(client.getattr_fh(entry.nodeid, open.fh).unwrap().attr.nlink, 0);
+    assert_eq!(
+        client.getattr_fh(entry.nodeid, open.fh).unwrap().attr.nlink,
+        0
+    );
     assert_eq!(client.read(entry.nodeid, open.fh, 0, 10).unwrap(), b"text");
     assert_eq!(client.write(entry.nodeid, open.fh, 4, b" more"), Ok(5));
-    assert_eq!(client.read(entry.nodeid, open.fh, 0, 10).unwrap(), b"text more");
+    assert_eq!(
+        client.read(entry.nodeid, open.fh, 0, 10).unwrap(),
+        b"text more"
+    );
     client.release(entry.nodeid, open.fh).unwrap();
     client.forget(entry.nodeid, 1);
     assert_eq!(client.lookup(ROOT, "f"), Err(libc::ENOENT));
@@ -327,20 +354,55 @@ fn name_operations(client: &mut Client, node: u64, name: &[u8]) -> Vec<(&'static
     let e = Encoder::new;
     let requests = [
         ("LOOKUP", Request::new(op::LOOKUP, ROOT, named(e()))),
-        ("MKDIR", Request::new(op::MKDIR, ROOT, named(e().u32(0o755).u32(0)))),
-        ("MKNOD", Request::new(op::MKNOD, ROOT, named(e().u32(libc::S_IFREG | 0o644).u32(0).u64(0)))),
-        ("SYMLINK", Request::new(op::SYMLINK, ROOT, named(e()).name("target"))),
-        ("CREATE", Request::new(op::CREATE, ROOT, named(e().u32(libc::O_RDWR as u32).u32(0o644).u64(0)))),
+        (
+            "MKDIR",
+            Request::new(op::MKDIR, ROOT, named(e().u32(0o755).u32(0))),
+        ),
+        (
+            "MKNOD",
+            Request::new(
+                op::MKNOD,
+                ROOT,
+                named(e().u32(libc::S_IFREG | 0o644).u32(0).u64(0)),
+            ),
+        ),
+        (
+            "SYMLINK",
+            Request::new(op::SYMLINK, ROOT, named(e()).name("target")),
+        ),
+        (
+            "CREATE",
+            Request::new(
+                op::CREATE,
+                ROOT,
+                named(e().u32(libc::O_RDWR as u32).u32(0o644).u64(0)),
+            ),
+        ),
         ("LINK", Request::new(op::LINK, ROOT, named(e().u64(node)))),
         ("UNLINK", Request::new(op::UNLINK, ROOT, named(e()))),
         ("RMDIR", Request::new(op::RMDIR, ROOT, named(e()))),
-        ("RENAME from", Request::new(op::RENAME, ROOT, named(e().u64(ROOT)).name("new"))),
-        ("RENAME to", Request::new(op::RENAME, ROOT, named(e().u64(ROOT).name("f")))),
-        ("RENAME2 from", Request::new(op::RENAME2, ROOT, named(e().u64(ROOT).u64(0)).name("new"))),
-        ("RENAME2 to", Request::new(op::RENAME2, ROOT, named(e().u64(ROOT).u64(0).name("f")))),
+        (
+            "RENAME from",
+            Request::new(op::RENAME, ROOT, named(e().u64(ROOT)).name("new")),
+        ),
+        (
+            "RENAME to",
+            Request::new(op::RENAME, ROOT, named(e().u64(ROOT).name("f"))),
+        ),
+        (
+            "RENAME2 from",
+            Request::new(op::RENAME2, ROOT, named(e().u64(ROOT).u64(0)).name("new")),
+        ),
+        (
+            "RENAME2 to",
+            Request::new(op::RENAME2, ROOT, named(e().u64(ROOT).u64(0).name("f"))),
+        ),
     ];
     let mut answer = |request: &Request| client.call(request).map(drop);
-    requests.iter().map(|(name, request)| (*name, answer(request))).collect()
+    requests
+        .iter()
+        .map(|(name, request)| (*name, answer(request)))
+        .collect()
 }
 
 #[test]
@@ -351,7 +413,10 @@ fn names_that_are_no_names_are_refused_everywhere() {
     fs::create_dir(session.path("sub")).unwrap();
     session.put("f", "");
     let node = session.client.walk("f").unwrap().nodeid;
-    let up = format!("../{}/secret", outside.path().file_name().unwrap().to_str().unwrap());
+    let up = format!(
+        "../{}/secret",
+        outside.path().file_name().unwrap().to_str().unwrap()
+    );
     let absolute = outside.path().join("new");
     let bad: Vec<&[u8]> = vec![
         b"",
@@ -379,16 +444,29 @@ fn names_that_are_no_names_are_refused_everywhere() {
     }
     for name in [vec![b'n'; 256], vec![b'n'; 4000], vec![b'n'; 5000]] {
         for (operation, answer) in name_operations(&mut session.client, node, &name) {
-            assert_eq!(answer, Err(libc::ENAMETOOLONG), "{operation} of {} bytes", name.len());
+            assert_eq!(
+                answer,
+                Err(libc::ENAMETOOLONG),
+                "{operation} of {} bytes",
+                name.len()
+            );
         }
     }
     let listing = |path| {
-        let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
         names.collect::<BTreeSet<_>>()
     };
-    assert_eq!(listing(session.path("")), ["f", "sub"].map(OsString::from).into());
+    assert_eq!(
+        listing(session.path("")),
+        ["f", "sub"].map(OsString::from).into()
+    );
     assert_eq!(listing(session.path("sub")), BTreeSet::new());
-    assert_eq!(listing(outside.path().into()), ["secret"].map(OsString::from).into());
+    assert_eq!(
+        listing(outside.path().into()),
+        ["secret"].map(OsString::from).into()
+    );
     session.finish();
 }
 
@@ -404,8 +482,14 @@ fn dot_dot_never_leads_above_the_root() {
     }
     let dir = session.client.opendir(ROOT).unwrap();
     for plus in [false, true] {
-        let all = session.client.read_whole_dir(ROOT, dir.fh, 4096, plus).unwrap();
-        for dirent in all.iter().filter(|dirent| dirent.name() == ".." || dirent.name() == ".") {
+        let all = session
+            .client
+            .read_whole_dir(ROOT, dir.fh, 4096, plus)
+            .unwrap();
+        for dirent in all
+            .iter()
+            .filter(|dirent| dirent.name() == ".." || dirent.name() == ".")
+        {
             // No look at what the host has above.
             assert!(dirent.entry.is_none_or(|entry| entry.nodeid == 0));
         }
@@ -427,7 +511,11 @@ fn names_without_an_end_are_refused() {
         Request::new(op::RENAME, ROOT, e().u64(ROOT).name("a").bytes(b"b")),
         Request::new(op::RENAME, ROOT, e().u64(ROOT).name("a")),
     ] {
-        assert_eq!(session.client.call(&request), Err(libc::EINVAL), "{request:?}");
+        assert_eq!(
+            session.client.call(&request),
+            Err(libc::EINVAL),
+            "{request:?}"
+        );
     }
     assert_eq!(fs::read_dir(session.path("")).unwrap().count(), 0);
     session.finish();
@@ -444,7 +532,13 @@ fn unknown_nodes_are_refused_everywhere() {
         let c = &mut session.client;
         assert_unknown(c.lookup(node, "f"));
         assert_unknown(c.getattr(node));
-        assert_unknown(c.setattr(node, &SetAttr { mode: Some(0o600), ..SetAttr::default() }));
+        assert_unknown(c.setattr(
+            node,
+            &SetAttr {
+                mode: Some(0o600),
+                ..SetAttr::default()
+            },
+        ));
         assert_unknown(c.readlink(node));
         assert_unknown(c.symlink(node, "a", "b"));
         assert_unknown(c.mknod(node, "a", libc::S_IFREG | 0o600, 0, 0));
@@ -468,7 +562,11 @@ fn unknown_nodes_are_refused_everywhere() {
 
 /// Each operation that takes a handle.
 fn handle_operations(c: &mut Client, node: u64, fh: u64) -> Vec<(&'static str, Answer<()>)> {
-    let size = SetAttr { fh: Some(fh), size: Some(0), ..SetAttr::default() };
+    let size = SetAttr {
+        fh: Some(fh),
+        size: Some(0),
+        ..SetAttr::default()
+    };
     vec![
         ("READ", c.read(node, fh, 0, 10).map(drop)),
         ("WRITE", c.write(node, fh, 0, b"x").map(drop)),
@@ -476,9 +574,16 @@ fn handle_operations(c: &mut Client, node: u64, fh: u64) -> Vec<(&'static str, A
         ("FSYNC", c.fsync(node, fh, 0)),
         ("GETATTR", c.getattr_fh(node, fh).map(drop)),
         ("SETATTR", c.setattr(node, &size).map(drop)),
-        ("LSEEK", c.lseek(node, fh, 0, libc::SEEK_DATA as u32).map(drop)),
+        (
+            "LSEEK",
+            c.lseek(node, fh, 0, libc::SEEK_DATA as u32).map(drop),
+        ),
         ("FALLOCATE", c.fallocate(node, fh, 0, 100, 0)),
-        ("COPY_FILE_RANGE", c.copy_file_range((node, fh, 0), (node, fh, 50), 1, 0).map(drop)),
+        (
+            "COPY_FILE_RANGE",
+            c.copy_file_range((node, fh, 0), (node, fh, 50), 1, 0)
+                .map(drop),
+        ),
         ("READDIR", c.readdir(node, fh, 0, 4096).map(drop)),
         ("READDIRPLUS", c.readdirplus(node, fh, 0, 4096).map(drop)),
         ("FSYNCDIR", c.fsyncdir(node, fh, 0)),
@@ -552,7 +657,10 @@ fn opening_and_releasing_leaves_no_descriptor() {
         session.client.releasedir(ROOT, dir.fh).unwrap();
         session.client.lookup(ROOT, "missing").unwrap_err();
         session.client.mkdir(ROOT, "f", 0o755, 0).unwrap_err();
-        session.client.create(ROOT, "f", libc::O_EXCL | libc::O_RDWR, 0o644).unwrap_err();
+        session
+            .client
+            .create(ROOT, "f", libc::O_EXCL | libc::O_RDWR, 0o644)
+            .unwrap_err();
     }
     assert_eq!(session.daemon.open_fds(), fds);
     session.finish();
@@ -567,7 +675,8 @@ fn creates_each_kind_of_file() {
     c.mkdir(ROOT, "dir", 0o750, 0).unwrap();
     c.mknod(ROOT, "file", libc::S_IFREG | 0o640, 0, 0).unwrap();
     c.mknod(ROOT, "fifo", libc::S_IFIFO | 0o600, 0, 0).unwrap();
-    c.mknod(ROOT, "socket", libc::S_IFSOCK | 0o600, 0, 0).unwrap();
+    c.mknod(ROOT, "socket", libc::S_IFSOCK | 0o600, 0, 0)
+        .unwrap();
     let link = c.symlink(ROOT, "link", "../any/where").unwrap();
     assert_eq!(c.readlink(link.nodeid).unwrap(), b"../any/where");
     assert!(session.stat("dir").is_dir());
@@ -576,14 +685,26 @@ fn creates_each_kind_of_file() {
     assert_eq!(session.perm("file"), 0o640);
     assert!(session.stat("fifo").file_type().is_fifo());
     assert!(session.stat("socket").file_type().is_socket());
-    assert_eq!(fs::read_link(session.path("link")).unwrap(), OsStr::new("../any/where"));
+    assert_eq!(
+        fs::read_link(session.path("link")).unwrap(),
+        OsStr::new("../any/where")
+    );
     if is_root("part of creates_each_kind_of_file") {
         let null = libc::makedev(1, 3);
         // The guest's encoding: minor 0-7, major 8-19.
-        let entry = session.client.mknod(ROOT, "null", libc::S_IFCHR | 0o666, 1 << 8 | 3, 0).unwrap();
+        let entry = session
+            .client
+            .mknod(ROOT, "null", libc::S_IFCHR | 0o666, 1 << 8 | 3, 0)
+            .unwrap();
         assert_eq!(session.stat("null").rdev(), null);
         assert_eq!(entry.attr.rdev, 1 << 8 | 3);
-        let high = session.client.mknod(ROOT, "high", libc::S_IFBLK | 0o600, 259 << 8 | 0x0010_0005, 0);
+        let high = session.client.mknod(
+            ROOT,
+            "high",
+            libc::S_IFBLK | 0o600,
+            259 << 8 | 0x0010_0005,
+            0,
+        );
         assert_eq!(session.stat("high").rdev(), libc::makedev(259, 0x105));
         assert_eq!(high.unwrap().attr.rdev, 259 << 8 | 0x0010_0005);
     }
@@ -597,10 +718,16 @@ fn a_name_that_exists_is_not_made_again() {
     let c = &mut session.client;
     let f = c.walk("f").unwrap().nodeid;
     assert_eq!(c.mkdir(ROOT, "f", 0o755, 0), Err(libc::EEXIST));
-    assert_eq!(c.mknod(ROOT, "f", libc::S_IFREG | 0o644, 0, 0), Err(libc::EEXIST));
+    assert_eq!(
+        c.mknod(ROOT, "f", libc::S_IFREG | 0o644, 0, 0),
+        Err(libc::EEXIST)
+    );
     assert_eq!(c.symlink(ROOT, "f", "x"), Err(libc::EEXIST));
     assert_eq!(c.link(f, ROOT, "f"), Err(libc::EEXIST));
-    assert_eq!(c.create(ROOT, "f", libc::O_RDWR | libc::O_EXCL, 0o644), Err(libc::EEXIST));
+    assert_eq!(
+        c.create(ROOT, "f", libc::O_RDWR | libc::O_EXCL, 0o644),
+        Err(libc::EEXIST)
+    );
     assert_eq!(c.mkdir(f, "x", 0o755, 0), Err(libc::ENOTDIR));
     assert_eq!(session.get("f"), b"text");
     session.finish();
@@ -615,7 +742,9 @@ fn create_of_an_existing_file_opens_it() {
     let (entry, open) = c.create(ROOT, "f", libc::O_RDWR, 0o600).unwrap();
     assert_eq!(entry.nodeid, known.nodeid);
     assert_eq!(c.read(entry.nodeid, open.fh, 0, 10).unwrap(), b"text");
-    let (entry, open) = c.create(ROOT, "f", libc::O_RDWR | libc::O_TRUNC, 0o600).unwrap();
+    let (entry, open) = c
+        .create(ROOT, "f", libc::O_RDWR | libc::O_TRUNC, 0o600)
+        .unwrap();
     assert_eq!(entry.attr.size, 0);
     assert_eq!(c.read(entry.nodeid, open.fh, 0, 10).unwrap(), b"");
     session.finish();
@@ -644,17 +773,36 @@ fn new_files_belong_to_the_user_of_the_request() {
     for args in [&[][..], &["--thread-pool-size", "2"]] {
         let mut session = Session::new(args);
         let c = &mut session.client;
-        for (uid, gid, prefix) in [(1000, 1000, "user"), (0, 0, "root"), (1000, 2000, "group"), (0, 3000, "rootgroup")] {
+        for (uid, gid, prefix) in [
+            (1000, 1000, "user"),
+            (0, 0, "root"),
+            (1000, 2000, "group"),
+            (0, 3000, "rootgroup"),
+        ] {
             as_user(c, uid, gid, |c| {
-                let (entry, open) = c.create(ROOT, &format!("{prefix}-create"), libc::O_RDWR, 0o644).unwrap();
+                let (entry, open) = c
+                    .create(ROOT, &format!("{prefix}-create"), libc::O_RDWR, 0o644)
+                    .unwrap();
                 assert_eq!((entry.attr.uid, entry.attr.gid), (uid, gid), "{prefix}");
                 assert_eq!(c.write(entry.nodeid, open.fh, 0, b"x"), Ok(1));
                 c.mkdir(ROOT, &format!("{prefix}-mkdir"), 0o755, 0).unwrap();
-                c.mknod(ROOT, &format!("{prefix}-mknod"), libc::S_IFREG | 0o644, 0, 0).unwrap();
+                c.mknod(
+                    ROOT,
+                    &format!("{prefix}-mknod"),
+                    libc::S_IFREG | 0o644,
+                    0,
+                    0,
+                )
+                .unwrap();
                 c.symlink(ROOT, &format!("{prefix}-symlink"), "x").unwrap();
             });
         }
-        for (uid, gid, prefix) in [(1000, 1000, "user"), (0, 0, "root"), (1000, 2000, "group"), (0, 3000, "rootgroup")] {
+        for (uid, gid, prefix) in [
+            (1000, 1000, "user"),
+            (0, 0, "root"),
+            (1000, 2000, "group"),
+            (0, 3000, "rootgroup"),
+        ] {
             for kind in ["create", "mkdir", "mknod", "symlink"] {
                 let host = session.stat(&format!("{prefix}-{kind}"));
                 assert_eq!((host.uid(), host.gid()), (uid, gid), "{prefix}-{kind}");
@@ -668,11 +816,14 @@ fn new_files_belong_to_the_user_of_the_request() {
 fn the_mode_is_the_guests_and_not_masked_by_the_host() {
     let mut session = Session::new(&[]);
     let c = &mut session.client;
-    c.create_masked(ROOT, "open", libc::O_RDWR, 0o777, 0).unwrap();
+    c.create_masked(ROOT, "open", libc::O_RDWR, 0o777, 0)
+        .unwrap();
     c.mkdir(ROOT, "opendir", 0o777, 0).unwrap();
-    c.mknod(ROOT, "opennode", libc::S_IFREG | 0o666, 0, 0).unwrap();
+    c.mknod(ROOT, "opennode", libc::S_IFREG | 0o666, 0, 0)
+        .unwrap();
     // A Linux guest has taken the mask off the mode and sends it as well.
-    c.create_masked(ROOT, "masked", libc::O_RDWR, 0o640, 0o027).unwrap();
+    c.create_masked(ROOT, "masked", libc::O_RDWR, 0o640, 0o027)
+        .unwrap();
     c.mkdir(ROOT, "maskeddir", 0o750, 0o027).unwrap();
     for (name, mode) in [
         ("open", 0o777),
@@ -701,7 +852,8 @@ fn set_gid_folders_pass_on_their_group() {
         c.create(team, "file", libc::O_RDWR, 0o644).unwrap();
         c.mkdir(team, "dir", 0o755, 0).unwrap();
         c.create(team, "sgid", libc::O_RDWR, 0o2755).unwrap();
-        c.mknod(team, "sgidnode", libc::S_IFREG | 0o2755, 0, 0).unwrap();
+        c.mknod(team, "sgidnode", libc::S_IFREG | 0o2755, 0, 0)
+            .unwrap();
     });
     for name in ["team/file", "team/dir", "team/sgid", "team/sgidnode"] {
         let host = session.stat(name);
@@ -813,17 +965,29 @@ fn rename2_knows_its_flags() {
     session.put("a", "A");
     session.put("b", "B");
     let c = &mut session.client;
-    assert_eq!(c.rename2((ROOT, "a"), (ROOT, "b"), NOREPLACE), Err(libc::EEXIST));
+    assert_eq!(
+        c.rename2((ROOT, "a"), (ROOT, "b"), NOREPLACE),
+        Err(libc::EEXIST)
+    );
     c.rename2((ROOT, "a"), (ROOT, "b"), EXCHANGE).unwrap();
-    assert_eq!((&session.get("a")[..], &session.get("b")[..]), (&b"B"[..], &b"A"[..]));
+    assert_eq!(
+        (&session.get("a")[..], &session.get("b")[..]),
+        (&b"B"[..], &b"A"[..])
+    );
     let c = &mut session.client;
     c.rename2((ROOT, "a"), (ROOT, "c"), NOREPLACE).unwrap();
     c.rename2((ROOT, "c"), (ROOT, "b"), 0).unwrap();
     assert_eq!(session.get("b"), b"B");
     let c = &mut session.client;
-    assert_eq!(c.rename2((ROOT, "b"), (ROOT, "c"), NOREPLACE | EXCHANGE), Err(libc::EINVAL));
+    assert_eq!(
+        c.rename2((ROOT, "b"), (ROOT, "c"), NOREPLACE | EXCHANGE),
+        Err(libc::EINVAL)
+    );
     assert_eq!(c.rename2((ROOT, "b"), (ROOT, "c"), 0x80), Err(libc::EINVAL));
-    assert_eq!(c.rename2((ROOT, "b"), (ROOT, "c"), EXCHANGE), Err(libc::ENOENT));
+    assert_eq!(
+        c.rename2((ROOT, "b"), (ROOT, "c"), EXCHANGE),
+        Err(libc::ENOENT)
+    );
     session.finish();
 }
 
@@ -860,22 +1024,56 @@ fn setattr_changes_what_it_names_and_nothing_else() {
     let out = c.setattr(f.nodeid, &nothing).unwrap();
     assert_eq!(out.attr.mode, f.attr.mode);
 
-    let out = c.setattr(f.nodeid, &SetAttr { mode: Some(0o100_612), ..nothing }).unwrap();
+    let out = c
+        .setattr(
+            f.nodeid,
+            &SetAttr {
+                mode: Some(0o100_612),
+                ..nothing
+            },
+        )
+        .unwrap();
     assert_eq!(out.attr.perm(), 0o612);
-    let out = c.setattr(f.nodeid, &SetAttr { size: Some(4), ..nothing }).unwrap();
+    let out = c
+        .setattr(
+            f.nodeid,
+            &SetAttr {
+                size: Some(4),
+                ..nothing
+            },
+        )
+        .unwrap();
     assert_eq!(out.attr.size, 4);
-    let out = c.setattr(f.nodeid, &SetAttr { size: Some(1 << 20), ..nothing }).unwrap();
+    let out = c
+        .setattr(
+            f.nodeid,
+            &SetAttr {
+                size: Some(1 << 20),
+                ..nothing
+            },
+        )
+        .unwrap();
     assert_eq!(out.attr.size, 1 << 20);
-    let times = SetAttr { atime: Some((1_000_000, 7)), mtime: Some((2_000_000, 999_999_999)), ..nothing };
+    let times = SetAttr {
+        atime: Some((1_000_000, 7)),
+        mtime: Some((2_000_000, 999_999_999)),
+        ..nothing
+    };
     let attr = c.setattr(f.nodeid, &times).unwrap().attr;
     assert_eq!((attr.atime, attr.atimensec), (1_000_000, 7));
     assert_eq!((attr.mtime, attr.mtimensec), (2_000_000, 999_999_999));
     assert_eq!(attr.size, 1 << 20);
-    let now = SetAttr { valid: 1 << 4 | FATTR_ATIME_NOW, ..nothing };
+    let now = SetAttr {
+        valid: 1 << 4 | FATTR_ATIME_NOW,
+        ..nothing
+    };
     let attr = c.setattr(f.nodeid, &now).unwrap().attr;
     assert!(attr.atime > 1_700_000_000, "now");
     assert_eq!(attr.mtime, 2_000_000);
-    let now = SetAttr { valid: 1 << 5 | FATTR_MTIME_NOW, ..nothing };
+    let now = SetAttr {
+        valid: 1 << 5 | FATTR_MTIME_NOW,
+        ..nothing
+    };
     assert!(c.setattr(f.nodeid, &now).unwrap().attr.mtime > 1_700_000_000);
     assert_eq!(session.perm("f"), 0o612);
     assert_eq!(&session.get("f")[..5], b"0123\0");
@@ -900,7 +1098,10 @@ fn setattr_works_by_handle_on_a_file_without_a_name() {
             ..SetAttr::default()
         };
         let attr = c.setattr(f, &all).unwrap().attr;
-        assert_eq!((attr.perm(), attr.size, attr.atime, attr.mtime), (0o600, 3, 5, 6));
+        assert_eq!(
+            (attr.perm(), attr.size, attr.atime, attr.mtime),
+            (0o600, 3, 5, 6)
+        );
     }
     session.finish();
 }
@@ -916,11 +1117,38 @@ fn setattr_changes_owner_and_group() {
     let c = &mut session.client;
     let f = c.walk("f").unwrap().nodeid;
     let s = c.walk("s").unwrap().nodeid;
-    c.setattr(f, &SetAttr { uid: Some(1000), ..SetAttr::default() }).unwrap();
-    let attr = c.setattr(f, &SetAttr { gid: Some(2000), ..SetAttr::default() }).unwrap().attr;
+    c.setattr(
+        f,
+        &SetAttr {
+            uid: Some(1000),
+            ..SetAttr::default()
+        },
+    )
+    .unwrap();
+    let attr = c
+        .setattr(
+            f,
+            &SetAttr {
+                gid: Some(2000),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap()
+        .attr;
     assert_eq!((attr.uid, attr.gid), (1000, 2000));
-    c.setattr(s, &SetAttr { uid: Some(3000), gid: Some(3000), ..SetAttr::default() }).unwrap();
-    assert_eq!((session.stat("f").uid(), session.stat("f").gid()), (1000, 2000));
+    c.setattr(
+        s,
+        &SetAttr {
+            uid: Some(3000),
+            gid: Some(3000),
+            ..SetAttr::default()
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        (session.stat("f").uid(), session.stat("f").gid()),
+        (1000, 2000)
+    );
     assert_eq!(session.stat("s").uid(), 3000);
     session.finish();
 }
@@ -932,12 +1160,57 @@ fn setattr_refuses_nonsense() {
     let c = &mut session.client;
     let f = c.walk("f").unwrap().nodeid;
     let nothing = SetAttr::default();
-    assert_eq!(c.setattr(f, &SetAttr { size: Some(u64::MAX), ..nothing }), Err(libc::EINVAL));
-    assert_eq!(c.setattr(f, &SetAttr { size: Some(1 << 63), ..nothing }), Err(libc::EINVAL));
-    assert_eq!(c.setattr(f, &SetAttr { mtime: Some((0, 1_000_000_000)), ..nothing }), Err(libc::EINVAL));
+    assert_eq!(
+        c.setattr(
+            f,
+            &SetAttr {
+                size: Some(u64::MAX),
+                ..nothing
+            }
+        ),
+        Err(libc::EINVAL)
+    );
+    assert_eq!(
+        c.setattr(
+            f,
+            &SetAttr {
+                size: Some(1 << 63),
+                ..nothing
+            }
+        ),
+        Err(libc::EINVAL)
+    );
+    assert_eq!(
+        c.setattr(
+            f,
+            &SetAttr {
+                mtime: Some((0, 1_000_000_000)),
+                ..nothing
+            }
+        ),
+        Err(libc::EINVAL)
+    );
     // Nanoseconds that mean "now" and "leave it" to utimensat(2).
-    assert_eq!(c.setattr(f, &SetAttr { mtime: Some((0, 0x3fff_ffff)), ..nothing }), Err(libc::EINVAL));
-    assert!(c.setattr(ROOT, &SetAttr { size: Some(0), ..nothing }).is_err());
+    assert_eq!(
+        c.setattr(
+            f,
+            &SetAttr {
+                mtime: Some((0, 0x3fff_ffff)),
+                ..nothing
+            }
+        ),
+        Err(libc::EINVAL)
+    );
+    assert!(
+        c.setattr(
+            ROOT,
+            &SetAttr {
+                size: Some(0),
+                ..nothing
+            }
+        )
+        .is_err()
+    );
     assert_eq!(session.get("f"), b"text");
     session.finish();
 }
@@ -948,7 +1221,10 @@ fn times_before_1970_come_back() {
     session.put("f", "");
     let f = session.client.walk("f").unwrap().nodeid;
     let before = (-5i64).cast_unsigned();
-    let set = SetAttr { mtime: Some((before, 500)), ..SetAttr::default() };
+    let set = SetAttr {
+        mtime: Some((before, 500)),
+        ..SetAttr::default()
+    };
     let attr = session.client.setattr(f, &set).unwrap().attr;
     assert_eq!((attr.mtime, attr.mtimensec), (before, 500));
     assert_eq!(session.stat("f").mtime(), -5);
@@ -962,11 +1238,17 @@ fn the_mode_of_a_link_is_not_changed() {
     symlink("f", session.path("s")).unwrap();
     let before = session.perm("f");
     let s = session.client.walk("s").unwrap().nodeid;
-    let mode = SetAttr { mode: Some(0o123), ..SetAttr::default() };
+    let mode = SetAttr {
+        mode: Some(0o123),
+        ..SetAttr::default()
+    };
     session.client.setattr(s, &mode).unwrap_err();
     assert_eq!(session.perm("f"), before);
     // Its times are its own.
-    let times = SetAttr { mtime: Some((77, 0)), ..SetAttr::default() };
+    let times = SetAttr {
+        mtime: Some((77, 0)),
+        ..SetAttr::default()
+    };
     session.client.setattr(s, &times).unwrap();
     assert_eq!(session.stat("s").mtime(), 77);
     assert_ne!(session.stat("f").mtime(), 77);
@@ -1050,15 +1332,28 @@ fn offsets_beyond_any_file_are_refused() {
     let fh = c.open(f, libc::O_RDWR).unwrap().fh;
     for offset in [1 << 63, u64::MAX, u64::MAX - 10] {
         assert_eq!(c.read(f, fh, offset, 10), Err(libc::EINVAL), "{offset:#x}");
-        assert_eq!(c.write(f, fh, offset, b"x"), Err(libc::EINVAL), "{offset:#x}");
+        assert_eq!(
+            c.write(f, fh, offset, b"x"),
+            Err(libc::EINVAL),
+            "{offset:#x}"
+        );
         assert!(c.fallocate(f, fh, offset, 10, 0).is_err());
         assert!(c.fallocate(f, fh, 0, offset, 0).is_err());
         assert!(c.lseek(f, fh, offset, libc::SEEK_DATA as u32).is_err());
-        assert!(c.copy_file_range((f, fh, offset), (f, fh, 0), 1, 0).is_err());
-        assert!(c.copy_file_range((f, fh, 0), (f, fh, offset), 1, 0).is_err());
+        assert!(
+            c.copy_file_range((f, fh, offset), (f, fh, 0), 1, 0)
+                .is_err()
+        );
+        assert!(
+            c.copy_file_range((f, fh, 0), (f, fh, offset), 1, 0)
+                .is_err()
+        );
     }
     let largest = i64::MAX.cast_unsigned();
-    assert!(matches!(c.write(f, fh, largest, b"x"), Err(libc::EFBIG | libc::EINVAL)));
+    assert!(matches!(
+        c.write(f, fh, largest, b"x"),
+        Err(libc::EFBIG | libc::EINVAL)
+    ));
     assert_eq!(session.get("f"), b"text");
     session.finish();
 }
@@ -1089,7 +1384,11 @@ fn a_write_takes_as_many_bytes_as_it_says() {
         Ok(reply) => assert_eq!(reply[..4], 10u32.to_le_bytes()),
         Err(errno) => assert_eq!(errno, libc::EINVAL),
     }
-    assert!(session.get("f").len() <= 10, "{} bytes", session.get("f").len());
+    assert!(
+        session.get("f").len() <= 10,
+        "{} bytes",
+        session.get("f").len()
+    );
     // And it cannot say more than there is.
     let c = &mut session.client;
     let body = write_in(open.fh, 0, 5000, 0, 0).bytes(b"0123456789");
@@ -1136,8 +1435,14 @@ fn appending_writes_go_to_the_end() {
     assert_eq!(session.get("f"), b"one two and a half three");
     let c = &mut session.client;
     let (entry, open) = c.create(ROOT, "g", flags, 0o600).unwrap();
-    assert_eq!(c.write_flags(entry.nodeid, open.fh, 0, b"a", 0, flags), Ok(1));
-    assert_eq!(c.write_flags(entry.nodeid, open.fh, 0, b"b", 0, flags), Ok(1));
+    assert_eq!(
+        c.write_flags(entry.nodeid, open.fh, 0, b"a", 0, flags),
+        Ok(1)
+    );
+    assert_eq!(
+        c.write_flags(entry.nodeid, open.fh, 0, b"b", 0, flags),
+        Ok(1)
+    );
     assert_eq!(session.get("g"), b"ab");
     session.finish();
 }
@@ -1162,13 +1467,23 @@ fn only_files_are_opened_and_only_folders_are_listed() {
     let c = &mut session.client;
     c.mknod(ROOT, "fifo", libc::S_IFIFO | 0o666, 0, 0).unwrap();
     if is_root("part of only_files_are_opened") {
-        c.mknod(ROOT, "null", libc::S_IFCHR | 0o666, 1 << 8 | 3, 0).unwrap();
-        c.mknod(ROOT, "loop", libc::S_IFBLK | 0o666, 7 << 8, 0).unwrap();
+        c.mknod(ROOT, "null", libc::S_IFCHR | 0o666, 1 << 8 | 3, 0)
+            .unwrap();
+        c.mknod(ROOT, "loop", libc::S_IFBLK | 0o666, 7 << 8, 0)
+            .unwrap();
     }
     for name in ["fifo", "socket", "null", "loop"] {
         let Ok(entry) = c.walk(name) else { continue };
-        for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_RDWR | libc::O_NONBLOCK] {
-            assert!(c.open(entry.nodeid, flags).is_err(), "{name} with {flags:#o}");
+        for flags in [
+            libc::O_RDONLY,
+            libc::O_WRONLY,
+            libc::O_RDWR,
+            libc::O_RDWR | libc::O_NONBLOCK,
+        ] {
+            assert!(
+                c.open(entry.nodeid, flags).is_err(),
+                "{name} with {flags:#o}"
+            );
         }
         assert!(c.opendir(entry.nodeid).is_err());
     }
@@ -1240,7 +1555,14 @@ fn lseek_finds_data_and_holes() {
     let (entry, open) = c.create(ROOT, "f", libc::O_RDWR, 0o600).unwrap();
     let (f, fh) = (entry.nodeid, open.fh);
     c.write(f, fh, 1 << 20, &[1; 4096]).unwrap();
-    c.setattr(f, &SetAttr { size: Some(4 << 20), ..SetAttr::default() }).unwrap();
+    c.setattr(
+        f,
+        &SetAttr {
+            size: Some(4 << 20),
+            ..SetAttr::default()
+        },
+    )
+    .unwrap();
     let (data, hole) = (libc::SEEK_DATA as u32, libc::SEEK_HOLE as u32);
     assert_eq!(c.lseek(f, fh, 0, data), Ok(1 << 20));
     assert_eq!(c.lseek(f, fh, 0, hole), Ok(0));
@@ -1265,7 +1587,8 @@ fn fallocate_reserves_and_punches() {
     assert!(c.getattr(f).unwrap().attr.blocks >= 2048);
     c.fallocate(f, fh, 0, 1 << 20, 0).unwrap();
     assert_eq!(c.getattr(f).unwrap().attr.size, 1 << 20);
-    c.fallocate(f, fh, 4096, 4096, PUNCH_HOLE | KEEP_SIZE).unwrap();
+    c.fallocate(f, fh, 4096, 4096, PUNCH_HOLE | KEEP_SIZE)
+        .unwrap();
     assert_eq!(c.read(f, fh, 4094, 4).unwrap(), b"xx\0\0");
     assert_eq!(c.fallocate(f, fh, 0, 0, 0), Err(libc::EINVAL));
     assert!(c.fallocate(f, fh, 0, 4096, 0x8000).is_err());
@@ -1284,15 +1607,36 @@ fn copy_file_range_copies_on_the_host() {
     let to = c.walk("to").unwrap().nodeid;
     let from_fh = c.open(from, libc::O_RDONLY).unwrap().fh;
     let to_fh = c.open(to, libc::O_RDWR).unwrap().fh;
-    assert_eq!(c.copy_file_range((from, from_fh, 2), (to, to_fh, 4), 3, 0), Ok(3));
+    assert_eq!(
+        c.copy_file_range((from, from_fh, 2), (to, to_fh, 4), 3, 0),
+        Ok(3)
+    );
     assert_eq!(session.get("to"), b"abcd234hij");
     let c = &mut session.client;
-    assert_eq!(c.copy_file_range((from, from_fh, 8), (to, to_fh, 10), 100, 0), Ok(2));
-    assert_eq!(c.copy_file_range((from, from_fh, 50), (to, to_fh, 0), 1, 0), Ok(0));
-    assert_eq!(c.copy_file_range((to, to_fh, 0), (from, from_fh, 0), 1, 0), Err(libc::EBADF));
-    assert_eq!(c.copy_file_range((from, from_fh, 0), (to, to_fh, 0), 1, 77), Err(libc::EINVAL));
-    assert_eq!(c.copy_file_range((from, to_fh, 0), (to, to_fh, 0), 1, 0), Err(libc::EBADF));
-    assert_eq!(c.copy_file_range((from, from_fh, 0), (to, 999, 0), 1, 0), Err(libc::EBADF));
+    assert_eq!(
+        c.copy_file_range((from, from_fh, 8), (to, to_fh, 10), 100, 0),
+        Ok(2)
+    );
+    assert_eq!(
+        c.copy_file_range((from, from_fh, 50), (to, to_fh, 0), 1, 0),
+        Ok(0)
+    );
+    assert_eq!(
+        c.copy_file_range((to, to_fh, 0), (from, from_fh, 0), 1, 0),
+        Err(libc::EBADF)
+    );
+    assert_eq!(
+        c.copy_file_range((from, from_fh, 0), (to, to_fh, 0), 1, 77),
+        Err(libc::EINVAL)
+    );
+    assert_eq!(
+        c.copy_file_range((from, to_fh, 0), (to, to_fh, 0), 1, 0),
+        Err(libc::EBADF)
+    );
+    assert_eq!(
+        c.copy_file_range((from, from_fh, 0), (to, 999, 0), 1, 0),
+        Err(libc::EBADF)
+    );
     assert_eq!(session.get("to"), b"abcd234hij89");
     session.finish();
 }
@@ -1341,7 +1685,9 @@ fn readdir_lists_every_entry_with_its_type() {
 fn fill(session: &Session) -> BTreeSet<String> {
     fs::create_dir(session.path("big")).unwrap();
     let names = (0..10_000).map(|index| format!("{index}-{}", "n".repeat(index % 200)));
-    names.inspect(|name| session.put(&format!("big/{name}"), "")).collect()
+    names
+        .inspect(|name| session.put(&format!("big/{name}"), ""))
+        .collect()
 }
 
 fn names_of(all: &[Dirent]) -> BTreeSet<String> {
@@ -1367,8 +1713,15 @@ fn large_folders_are_listed_whole_with_any_buffer() {
         let all = c.read_whole_dir(big, fh, size, true).unwrap();
         assert!(names_of(&all) == expected, "READDIRPLUS with {size} bytes");
         c.releasedir(big, fh).unwrap();
-        let nodes: Vec<_> = all.iter().map(|dirent| dirent.entry.unwrap().nodeid).collect();
-        let counted: Vec<_> = nodes.iter().filter(|&&node| node != 0).map(|&node| (node, 1)).collect();
+        let nodes: Vec<_> = all
+            .iter()
+            .map(|dirent| dirent.entry.unwrap().nodeid)
+            .collect();
+        let counted: Vec<_> = nodes
+            .iter()
+            .filter(|&&node| node != 0)
+            .map(|&node| (node, 1))
+            .collect();
         assert_eq!(counted.len(), expected.len(), "entries with a node");
         for part in counted.chunks(200) {
             c.batch_forget(part);
@@ -1393,7 +1746,10 @@ fn a_listing_can_be_taken_up_anywhere() {
     for index in [0, 5000, 1, 9000, 3, all.len() - 2, 17] {
         for handle in [fh, other] {
             let part = c.readdir(big, handle, all[index].off, 8192).unwrap();
-            assert_eq!(part[..5.min(part.len())], all[index + 1..][..5.min(part.len())]);
+            assert_eq!(
+                part[..5.min(part.len())],
+                all[index + 1..][..5.min(part.len())]
+            );
             assert_eq!(c.readdir(big, handle, 0, 8192).unwrap()[..5], all[..5]);
         }
     }
@@ -1407,9 +1763,23 @@ fn an_entry_that_is_new_is_seen_after_rewinding() {
     let mut session = Session::new(&[]);
     session.put("a", "");
     let fh = session.client.opendir(ROOT).unwrap().fh;
-    assert_eq!(session.client.read_whole_dir(ROOT, fh, 4096, false).unwrap().len(), 3);
+    assert_eq!(
+        session
+            .client
+            .read_whole_dir(ROOT, fh, 4096, false)
+            .unwrap()
+            .len(),
+        3
+    );
     session.put("b", "");
-    assert_eq!(session.client.read_whole_dir(ROOT, fh, 4096, false).unwrap().len(), 4);
+    assert_eq!(
+        session
+            .client
+            .read_whole_dir(ROOT, fh, 4096, false)
+            .unwrap()
+            .len(),
+        4
+    );
     session.finish();
 }
 
@@ -1423,7 +1793,10 @@ fn a_folder_that_is_removed_lists_nothing() {
     c.rmdir(ROOT, "d").unwrap();
     for plus in [false, true] {
         match c.read_whole_dir(d, fh, 4096, plus) {
-            Ok(all) => assert!(all.iter().all(|dirent| dirent.name().starts_with('.')), "{all:?}"),
+            Ok(all) => assert!(
+                all.iter().all(|dirent| dirent.name().starts_with('.')),
+                "{all:?}"
+            ),
             Err(errno) => assert_eq!(errno, libc::ENOENT),
         }
     }
@@ -1449,7 +1822,11 @@ fn an_entry_that_does_not_fit_is_not_counted() {
             let part = c.readdirplus(d, fh, offset, size).unwrap();
             let Some(last) = part.last() else { break };
             offset = last.off;
-            for entry in part.iter().filter_map(|dirent| dirent.entry).filter(|entry| entry.nodeid != 0) {
+            for entry in part
+                .iter()
+                .filter_map(|dirent| dirent.entry)
+                .filter(|entry| entry.nodeid != 0)
+            {
                 c.forget(entry.nodeid, 1);
                 assert_unknown(c.getattr(entry.nodeid));
             }
@@ -1468,7 +1845,11 @@ fn tiny_reply_rooms_are_no_trouble() {
     let f = c.walk("a-name-of-some-length").unwrap().nodeid;
     let fh = c.open(f, libc::O_RDONLY).unwrap().fh;
     let dir = c.opendir(ROOT).unwrap().fh;
-    for (opcode, node, handle) in [(op::READ, f, fh), (op::READDIR, ROOT, dir), (op::READDIRPLUS, ROOT, dir)] {
+    for (opcode, node, handle) in [
+        (op::READ, f, fh),
+        (op::READDIR, ROOT, dir),
+        (op::READDIRPLUS, ROOT, dir),
+    ] {
         for size in [0, 1, 4, 16, 24, 31, 1000] {
             for room in (0..60).chain(150..180) {
                 let request = Request::new(opcode, node, read_in(handle, 0, size));
@@ -1480,7 +1861,11 @@ fn tiny_reply_rooms_are_no_trouble() {
                 }
                 match raw.check(unique, common::fuse_client::ReplySize::AtMost) {
                     Ok(body) => {
-                        assert!(body.len() <= size as usize, "{} bytes for {size}", body.len());
+                        assert!(
+                            body.len() <= size as usize,
+                            "{} bytes for {size}",
+                            body.len()
+                        );
                         if opcode != op::READ {
                             dirents(&body, opcode == op::READDIRPLUS);
                         }
@@ -1503,7 +1888,22 @@ fn operations_that_are_not_there_say_so() {
     let f = c.walk("f").unwrap().nodeid;
     let fh = c.open(f, libc::O_RDWR).unwrap().fh;
     let body = || Encoder::new().u64(fh).bytes(&[0; 80]);
-    for opcode in [0, 7, 19, op::IOCTL, op::BMAP, op::POLL, op::SETUPMAPPING, op::REMOVEMAPPING, op::TMPFILE, 52, 60, 1000, 4096, u32::MAX] {
+    for opcode in [
+        0,
+        7,
+        19,
+        op::IOCTL,
+        op::BMAP,
+        op::POLL,
+        op::SETUPMAPPING,
+        op::REMOVEMAPPING,
+        op::TMPFILE,
+        52,
+        60,
+        1000,
+        4096,
+        u32::MAX,
+    ] {
         let answer = c.call(&Request::new(opcode, f, body()).space(100));
         assert_eq!(answer.map(drop), Err(libc::ENOSYS), "operation {opcode}");
     }
@@ -1531,7 +1931,10 @@ fn the_hosts_changes_are_seen() {
     assert_eq!(session.client.lookup(ROOT, "f"), Err(libc::ENOENT));
     fs::rename(session.path(""), session.path("").with_extension("moved")).unwrap();
     // The share is a folder, not a name.
-    session.client.create(ROOT, "g", libc::O_RDWR, 0o600).unwrap();
+    session
+        .client
+        .create(ROOT, "g", libc::O_RDWR, 0o600)
+        .unwrap();
     let moved = session.path("").with_extension("moved");
     assert!(moved.join("g").exists());
     let gone = fs::rename(&moved, session.path(""));
@@ -1548,7 +1951,10 @@ fn a_name_with_all_bytes_comes_back_the_same() {
     for part in [first, second] {
         let name = OsString::from_vec(part.to_vec());
         let body = Encoder::new().u32(0o755).u32(0).name(&name);
-        session.client.call(&Request::new(op::MKDIR, ROOT, body)).unwrap();
+        session
+            .client
+            .call(&Request::new(op::MKDIR, ROOT, body))
+            .unwrap();
         assert!(session.path(&name).is_dir());
         let all = session.client.read_whole_dir(ROOT, fh, 4096, true).unwrap();
         assert!(all.iter().any(|dirent| dirent.name == part));

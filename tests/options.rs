@@ -27,13 +27,18 @@ const DAY: u64 = 86_400;
 fn has_option(args: &[&str]) -> bool {
     let share = tempfile::tempdir().unwrap();
     let mut command = Command::new(default_binary());
-    command.args(["--sandbox", "none", "--seccomp", "none"]).args(args);
+    command
+        .args(["--sandbox", "none", "--seccomp", "none"])
+        .args(args);
     command.arg("--shared-dir").arg(share.path());
     command.arg("--socket-path").arg(share.path().join("sock"));
     let daemon = Daemon::spawn(command);
     let is_there = daemon.starts();
     if !is_there {
-        println!("skips itself: the daemon has no {args:?} yet: {:?}", daemon.log());
+        println!(
+            "skips itself: the daemon has no {args:?} yet: {:?}",
+            daemon.log()
+        );
     }
     is_there
 }
@@ -54,15 +59,30 @@ fn the_cache_policy_decides_time_outs_and_open_flags() {
         session.put("f", "text");
         let c = &mut session.client;
         let entry = c.lookup(ROOT, "f").unwrap();
-        assert_eq!((entry.entry_valid, entry.attr_valid), (seconds, seconds), "{args:?}");
+        assert_eq!(
+            (entry.entry_valid, entry.attr_valid),
+            (seconds, seconds),
+            "{args:?}"
+        );
         assert_eq!((entry.entry_valid_nsec, entry.attr_valid_nsec), (0, 0));
         assert_eq!(c.getattr(entry.nodeid).unwrap().valid, seconds);
-        let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+        let mode = SetAttr {
+            mode: Some(0o600),
+            ..SetAttr::default()
+        };
         assert_eq!(c.setattr(entry.nodeid, &mode).unwrap().valid, seconds);
         assert_eq!(c.mkdir(ROOT, "d", 0o755, 0).unwrap().entry_valid, seconds);
-        assert_eq!(c.open(entry.nodeid, libc::O_RDWR).unwrap().flags, file_flags, "{args:?}");
+        assert_eq!(
+            c.open(entry.nodeid, libc::O_RDWR).unwrap().flags,
+            file_flags,
+            "{args:?}"
+        );
         let (created, open) = c.create(ROOT, "new", libc::O_RDWR, 0o600).unwrap();
-        assert_eq!((created.entry_valid, open.flags), (seconds, file_flags), "{args:?}");
+        assert_eq!(
+            (created.entry_valid, open.flags),
+            (seconds, file_flags),
+            "{args:?}"
+        );
         let dir = c.opendir(ROOT).unwrap();
         assert_eq!(dir.flags, dir_flags, "{args:?}");
         let plus = session.init.unwrap().has(init::DO_READDIRPLUS);
@@ -83,15 +103,25 @@ fn the_cache_policy_decides_time_outs_and_open_flags() {
 fn readdirplus_can_be_switched_off() {
     let session = Session::new(&["--no-readdirplus"]);
     let out = session.init.unwrap();
-    assert_eq!(out.flags & (init::DO_READDIRPLUS | init::READDIRPLUS_AUTO), 0);
+    assert_eq!(
+        out.flags & (init::DO_READDIRPLUS | init::READDIRPLUS_AUTO),
+        0
+    );
     session.finish();
 }
 
 #[test]
 fn shared_mappings_need_an_option() {
-    for (args, expected) in [(&["--cache=never"][..], false), (&["--cache=never", "--allow-mmap"], true)] {
+    for (args, expected) in [
+        (&["--cache=never"][..], false),
+        (&["--cache=never", "--allow-mmap"], true),
+    ] {
         let session = Session::new(args);
-        assert_eq!(session.init.unwrap().has(init::DIRECT_IO_ALLOW_MMAP), expected, "{args:?}");
+        assert_eq!(
+            session.init.unwrap().has(init::DIRECT_IO_ALLOW_MMAP),
+            expected,
+            "{args:?}"
+        );
         session.finish();
     }
 }
@@ -145,7 +175,10 @@ fn host_flags(session: &Session, name: &str) -> Vec<i32> {
         if fs::read_link(entry.path()).is_ok_and(|path| path == target) {
             let number = entry.file_name().into_string().unwrap();
             let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
-            let line = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            let line = info
+                .lines()
+                .find_map(|line| line.strip_prefix("flags:"))
+                .unwrap();
             let flags = i32::from_str_radix(line.trim(), 8).unwrap();
             if flags & libc::O_PATH == 0 {
                 found.push(flags);
@@ -170,14 +203,20 @@ fn flags_after_open(args: &[&str], flags: i32) -> i32 {
 fn direct_io_on_the_host_needs_an_option() {
     let flags = libc::O_RDWR | libc::O_DIRECT;
     assert_eq!(flags_after_open(&[], flags) & libc::O_DIRECT, 0);
-    assert_ne!(flags_after_open(&["--allow-direct-io"], flags) & libc::O_DIRECT, 0);
+    assert_ne!(
+        flags_after_open(&["--allow-direct-io"], flags) & libc::O_DIRECT,
+        0
+    );
 }
 
 #[test]
 fn access_times_are_kept_with_an_option_only() {
     let flags = libc::O_RDONLY | libc::O_NOATIME;
     assert_eq!(flags_after_open(&[], flags) & libc::O_NOATIME, 0);
-    assert_ne!(flags_after_open(&["--preserve-noatime"], flags) & libc::O_NOATIME, 0);
+    assert_ne!(
+        flags_after_open(&["--preserve-noatime"], flags) & libc::O_NOATIME,
+        0
+    );
 }
 
 #[test]
@@ -237,9 +276,16 @@ fn extended_attributes_of_files_and_folders() {
         assert_eq!(host[..len], value);
         const CREATE: u32 = 1;
         const REPLACE: u32 = 2;
-        assert_eq!(c.setxattr(node, "user.big", b"v", CREATE, extended), Err(libc::EEXIST));
-        assert_eq!(c.setxattr(node, "user.new", b"v", REPLACE, extended), Err(libc::ENODATA));
-        c.setxattr(node, "user.big", b"small", REPLACE, extended).unwrap();
+        assert_eq!(
+            c.setxattr(node, "user.big", b"v", CREATE, extended),
+            Err(libc::EEXIST)
+        );
+        assert_eq!(
+            c.setxattr(node, "user.new", b"v", REPLACE, extended),
+            Err(libc::ENODATA)
+        );
+        c.setxattr(node, "user.big", b"small", REPLACE, extended)
+            .unwrap();
         assert_eq!(c.getxattr(node, "user.big", 100).unwrap(), b"small");
         c.removexattr(node, "user.big").unwrap();
         assert_eq!(c.removexattr(node, "user.big"), Err(libc::ENODATA));
@@ -269,7 +315,10 @@ fn extended_attribute_requests_with_nonsense_are_refused() {
     refused(c.removexattr(f, ""));
     // Without ACLs these are out of reach.
     for name in ["system.posix_acl_access", "system.posix_acl_default"] {
-        assert_eq!(c.setxattr(f, name, &[2, 0, 0, 0], 0, extended), Err(libc::ENOTSUP));
+        assert_eq!(
+            c.setxattr(f, name, &[2, 0, 0, 0], 0, extended),
+            Err(libc::ENOTSUP)
+        );
     }
     session.finish();
 }
@@ -333,7 +382,10 @@ fn a_read_only_share_is_not_changed() {
     let f = c.walk("f").unwrap().nodeid;
     let erofs = Err(libc::EROFS);
     assert_eq!(c.mkdir(ROOT, "x", 0o755, 0).map(drop), erofs);
-    assert_eq!(c.mknod(ROOT, "x", libc::S_IFREG | 0o644, 0, 0).map(drop), erofs);
+    assert_eq!(
+        c.mknod(ROOT, "x", libc::S_IFREG | 0o644, 0, 0).map(drop),
+        erofs
+    );
     assert_eq!(c.symlink(ROOT, "x", "y").map(drop), erofs);
     assert_eq!(c.link(f, ROOT, "x").map(drop), erofs);
     assert_eq!(c.unlink(ROOT, "f"), erofs);
@@ -341,11 +393,25 @@ fn a_read_only_share_is_not_changed() {
     assert_eq!(c.rename((ROOT, "f"), (ROOT, "g")), erofs);
     assert_eq!(c.rename2((ROOT, "f"), (ROOT, "g"), 0), erofs);
     assert_eq!(c.create(ROOT, "x", libc::O_RDWR, 0o600).map(drop), erofs);
-    assert_eq!(c.create(ROOT, "f", libc::O_RDONLY | libc::O_EXCL, 0o600).map(drop), erofs);
+    assert_eq!(
+        c.create(ROOT, "f", libc::O_RDONLY | libc::O_EXCL, 0o600)
+            .map(drop),
+        erofs
+    );
     assert_eq!(c.open(f, libc::O_RDWR).map(drop), erofs);
     assert_eq!(c.open(f, libc::O_WRONLY).map(drop), erofs);
     assert!(c.open(f, libc::O_RDONLY | libc::O_TRUNC).is_err());
-    assert_eq!(c.setattr(f, &SetAttr { mode: Some(0), ..SetAttr::default() }).map(drop), erofs);
+    assert_eq!(
+        c.setattr(
+            f,
+            &SetAttr {
+                mode: Some(0),
+                ..SetAttr::default()
+            }
+        )
+        .map(drop),
+        erofs
+    );
     assert_eq!(c.setxattr(f, "user.x", b"v", 0, false), erofs);
     assert_eq!(c.removexattr(f, "user.x"), erofs);
     assert_eq!(c.access(f, 2), erofs);
@@ -372,7 +438,8 @@ fn set_id_bits_are_dropped_when_told() {
     let f = c.walk("f").unwrap().nodeid;
     let open = c.open(f, libc::O_RDWR).unwrap();
     c.write(f, open.fh, 0, b"x").unwrap();
-    c.write_flags(f, open.fh, 0, b"x", WRITE_KILL_SUIDGID, libc::O_RDWR).unwrap();
+    c.write_flags(f, open.fh, 0, b"x", WRITE_KILL_SUIDGID, libc::O_RDWR)
+        .unwrap();
     assert_eq!(session.perm("f"), 0o777);
     session.finish();
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use crate::Case;
 use crate::common::daemon::Daemon;
 use crate::common::frontend::{
-    Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, HIPRIO, LOW_MEMORY, Queue, REQUEST, Vmm,
+    Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, HIPRIO, LOW_MEMORY, Queue, REQUEST,
+    Vmm,
 };
 use crate::common::fuse_client::Client;
 use crate::common::memory::GuestMemory;
@@ -78,7 +79,11 @@ fn run(lanes: &mut [Lane], time: Duration) -> Duration {
     thread::scope(|scope| {
         let start = |lane| scope.spawn(|| run_lane(lane, &ready, time));
         let lanes: Vec<_> = lanes.iter_mut().map(start).collect();
-        lanes.into_iter().map(|lane| lane.join().unwrap()).max().unwrap()
+        lanes
+            .into_iter()
+            .map(|lane| lane.join().unwrap())
+            .max()
+            .unwrap()
     })
 }
 
@@ -123,7 +128,12 @@ impl Lane {
             slots.push(Slot::new(&client.queue.memory, &steps));
         }
         let latencies = Vec::with_capacity(4 << 20);
-        Self { queue: client.queue, slots, operations: 0, latencies }
+        Self {
+            queue: client.queue,
+            slots,
+            operations: 0,
+            latencies,
+        }
     }
 
     fn run(&mut self, time: Duration) -> Duration {
@@ -159,7 +169,8 @@ impl Lane {
     fn offer(&mut self, head: usize) {
         let slot = &self.slots[head];
         let head = u16::try_from(head).unwrap();
-        self.queue.write_descriptor(head, slot.steps[slot.current].descriptor);
+        self.queue
+            .write_descriptor(head, slot.steps[slot.current].descriptor);
         self.queue.add_again(head);
     }
 
@@ -171,7 +182,11 @@ impl Lane {
         let memory = self.queue.region();
         if step.has_reply {
             let error = memory.read_u32(slot.reply + 4).cast_signed();
-            assert!(error == 0, "operation {} failed: error {error}", step.opcode);
+            assert!(
+                error == 0,
+                "operation {} failed: error {error}",
+                step.opcode
+            );
         } else {
             assert_eq!(used_len, 0, "operation {}", step.opcode);
         }
@@ -187,7 +202,8 @@ impl Lane {
         if is_op_done {
             let latency = now.duration_since(slot.started).as_nanos();
             self.operations += weight;
-            self.latencies.push(u32::try_from(latency).unwrap_or(u32::MAX));
+            self.latencies
+                .push(u32::try_from(latency).unwrap_or(u32::MAX));
             slot.started = now;
         }
         is_op_done
@@ -203,8 +219,16 @@ impl Slot {
         let largest = steps.iter().map(pages).max().unwrap_or(0);
         let data = memory.alloc(largest.next_multiple_of(PAGE).max(PAGE) as u64);
         let reply = memory.alloc(PAGE as u64);
-        let steps = steps.iter().map(|step| Placed::new(memory, step, reply, data)).collect();
-        Self { steps, current: 0, reply, started: Instant::now() }
+        let steps = steps
+            .iter()
+            .map(|step| Placed::new(memory, step, reply, data))
+            .collect();
+        Self {
+            steps,
+            current: 0,
+            reply,
+            started: Instant::now(),
+        }
     }
 }
 
@@ -255,7 +279,12 @@ impl Table {
         if len > 0 {
             let next = u16::try_from(self.0.len() + 1).unwrap();
             let len = u32::try_from(len).unwrap();
-            self.0.push(Descriptor { addr, len, flags: flags | DESC_NEXT, next });
+            self.0.push(Descriptor {
+                addr,
+                len,
+                flags: flags | DESC_NEXT,
+                next,
+            });
         }
     }
 
@@ -274,9 +303,18 @@ impl Table {
             last.flags &= !DESC_NEXT;
             last.next = 0;
         }
-        let bytes: Vec<u8> = self.0.iter().flat_map(|descriptor| descriptor.to_bytes()).collect();
+        let bytes: Vec<u8> = self
+            .0
+            .iter()
+            .flat_map(|descriptor| descriptor.to_bytes())
+            .collect();
         let addr = memory.alloc(bytes.len() as u64);
         memory.write(addr, &bytes);
-        Descriptor { addr, len: u32::try_from(bytes.len()).unwrap(), flags: DESC_INDIRECT, next: 0 }
+        Descriptor {
+            addr,
+            len: u32::try_from(bytes.len()).unwrap(),
+            flags: DESC_INDIRECT,
+            next: 0,
+        }
     }
 }

@@ -97,7 +97,8 @@ fn main() {
 
     report::print_head(&options.daemons);
     for case in cases(&options) {
-        let rounds = (0..options.rounds).map(|round| run_round(&options, share.path(), case, round));
+        let rounds =
+            (0..options.rounds).map(|round| run_round(&options, share.path(), case, round));
         Row::new(case, &rounds.collect::<Vec<_>>()).print();
     }
 }
@@ -110,7 +111,11 @@ fn cases(options: &Options) -> Vec<Case> {
     for workload in WORKLOADS.iter().filter(is_wanted) {
         for &queues in &options.queues {
             for &depth in &options.depth {
-                cases.push(Case { workload, depth, queues });
+                cases.push(Case {
+                    workload,
+                    depth,
+                    queues,
+                });
             }
         }
     }
@@ -143,6 +148,9 @@ fn run(options: &Options, binary: &Path, share: &Path, case: Case) -> Option<Sam
 }
 
 fn knows_option(binary: &Path, option: &str) -> bool {
-    let help = Command::new(binary).arg("--help").output().expect("cannot run a daemon");
+    let help = Command::new(binary)
+        .arg("--help")
+        .output()
+        .expect("cannot run a daemon");
     String::from_utf8_lossy(&help.stdout).contains(option)
 }

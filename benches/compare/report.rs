@@ -47,7 +47,11 @@ impl<'a> Row<'a> {
     }
 
     pub(crate) fn print(&self) {
-        let Case { workload, queues, depth } = self.case;
+        let Case {
+            workload,
+            queues,
+            depth,
+        } = self.case;
         let mut line = format!("| {} | {queues} | {depth} |", workload.name);
         let daemons = self.rounds.first().map_or(0, Vec::len);
         for &(_, metric, digits) in METRICS {
@@ -62,7 +66,10 @@ impl<'a> Row<'a> {
     }
 
     fn values(&self, daemon: usize, metric: Metric) -> Vec<f64> {
-        self.rounds.iter().filter_map(|round| round[daemon].as_ref().map(metric)).collect()
+        self.rounds
+            .iter()
+            .filter_map(|round| round[daemon].as_ref().map(metric))
+            .collect()
     }
 
     /// Of the first daemon to another one, in each round.

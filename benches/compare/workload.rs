@@ -60,7 +60,15 @@ const FH: usize = IN_HEADER;
 
 impl Step {
     fn new(opcode: u32, nodeid: u64, body: Encoder, reply: Reply) -> Self {
-        Self { opcode, nodeid, body: body.0, payload: 0, reply, weight: 1, feeds: Vec::new() }
+        Self {
+            opcode,
+            nodeid,
+            body: body.0,
+            payload: 0,
+            reply,
+            weight: 1,
+            feeds: Vec::new(),
+        }
     }
 
     /// In the middle of an operation.
@@ -70,23 +78,59 @@ impl Step {
     }
 
     fn feeds(mut self, feeds: &[(usize, usize, usize)]) -> Self {
-        self.feeds = feeds.iter().map(|&(from, step, to)| Feed { from, step, to }).collect();
+        self.feeds = feeds
+            .iter()
+            .map(|&(from, step, to)| Feed { from, step, to })
+            .collect();
         self
     }
 }
 
 pub(crate) const WORKLOADS: &[Workload] = &[
-    Workload { name: "getattr", steps: getattr },
-    Workload { name: "lookup", steps: lookup },
-    Workload { name: "open+read 4k+release", steps: open_read_release },
-    Workload { name: "read 4k", steps: |client, _| read(client, 4 << 10) },
-    Workload { name: "read 128k", steps: |client, _| read(client, 128 << 10) },
-    Workload { name: "read 1M", steps: |client, _| read(client, 1 << 20) },
-    Workload { name: "write 4k", steps: |client, slot| write(client, slot, 4 << 10) },
-    Workload { name: "write 128k", steps: |client, slot| write(client, slot, 128 << 10) },
-    Workload { name: "write 1M", steps: |client, slot| write(client, slot, 1 << 20) },
-    Workload { name: "create+write 4k+unlink", steps: create_write_unlink },
-    Workload { name: "readdirplus entry", steps: readdirplus },
+    Workload {
+        name: "getattr",
+        steps: getattr,
+    },
+    Workload {
+        name: "lookup",
+        steps: lookup,
+    },
+    Workload {
+        name: "open+read 4k+release",
+        steps: open_read_release,
+    },
+    Workload {
+        name: "read 4k",
+        steps: |client, _| read(client, 4 << 10),
+    },
+    Workload {
+        name: "read 128k",
+        steps: |client, _| read(client, 128 << 10),
+    },
+    Workload {
+        name: "read 1M",
+        steps: |client, _| read(client, 1 << 20),
+    },
+    Workload {
+        name: "write 4k",
+        steps: |client, slot| write(client, slot, 4 << 10),
+    },
+    Workload {
+        name: "write 128k",
+        steps: |client, slot| write(client, slot, 128 << 10),
+    },
+    Workload {
+        name: "write 1M",
+        steps: |client, slot| write(client, slot, 1 << 20),
+    },
+    Workload {
+        name: "create+write 4k+unlink",
+        steps: create_write_unlink,
+    },
+    Workload {
+        name: "readdirplus entry",
+        steps: readdirplus,
+    },
 ];
 
 const SMALL_FILES: usize = 16;
@@ -109,7 +153,12 @@ pub(crate) fn fill(share: &Path) {
 
 fn getattr(client: &mut Client, slot: usize) -> Vec<Step> {
     let node = client.lookup(ROOT, small(slot)).unwrap().nodeid;
-    vec![Step::new(op::GETATTR, node, Encoder::new().u64(0).u64(0), Reply::Small(104))]
+    vec![Step::new(
+        op::GETATTR,
+        node,
+        Encoder::new().u64(0).u64(0),
+        Reply::Small(104),
+    )]
 }
 
 fn lookup(client: &mut Client, _: usize) -> Vec<Step> {
@@ -127,7 +176,11 @@ fn open_read_release(client: &mut Client, slot: usize) -> Vec<Step> {
     let read = Step::new(op::READ, node, read_in(0, 0, 4096), Reply::Data(4096));
     let release = Step::new(op::RELEASE, node, release_in(0), Reply::Small(0));
     let fh = OUT_HEADER;
-    vec![open.part().feeds(&[(fh, 1, FH), (fh, 2, FH)]), read.part(), release]
+    vec![
+        open.part().feeds(&[(fh, 1, FH), (fh, 2, FH)]),
+        read.part(),
+        release,
+    ]
 }
 
 fn read(client: &mut Client, size: usize) -> Vec<Step> {
@@ -144,9 +197,18 @@ fn write(client: &mut Client, slot: usize, size: usize) -> Vec<Step> {
     let name = format!("written-{slot}");
     let (entry, open) = client.create(ROOT, &name, libc::O_RDWR, 0o600).unwrap();
     let at = |offset| {
-        let body = write_in(open.fh, offset as u64, u32::try_from(size).unwrap(), 0, libc::O_RDWR);
+        let body = write_in(
+            open.fh,
+            offset as u64,
+            u32::try_from(size).unwrap(),
+            0,
+            libc::O_RDWR,
+        );
         let step = Step::new(op::WRITE, entry.nodeid, body, Reply::Small(8));
-        Step { payload: size, ..step }
+        Step {
+            payload: size,
+            ..step
+        }
     };
     offsets(size).map(at).collect()
 }
@@ -162,12 +224,29 @@ fn create_write_unlink(_: &mut Client, slot: usize) -> Vec<Step> {
     let create = Encoder::new().u32(flags).u32(0o644).u64(0).name(&name);
     let write = write_in(0, 0, 4096, 0, libc::O_RDWR);
     let (node, fh) = (OUT_HEADER, OUT_HEADER + ENTRY_OUT);
-    let feeds = [(node, 1, NODEID), (fh, 1, FH), (node, 2, NODEID), (fh, 2, FH), (node, 4, NODEID)];
+    let feeds = [
+        (node, 1, NODEID),
+        (fh, 1, FH),
+        (node, 2, NODEID),
+        (fh, 2, FH),
+        (node, 4, NODEID),
+    ];
     vec![
-        Step::new(op::CREATE, ROOT, create, Reply::Small(ENTRY_OUT + 16)).part().feeds(&feeds),
-        Step { payload: 4096, ..Step::new(op::WRITE, 0, write, Reply::Small(8)).part() },
+        Step::new(op::CREATE, ROOT, create, Reply::Small(ENTRY_OUT + 16))
+            .part()
+            .feeds(&feeds),
+        Step {
+            payload: 4096,
+            ..Step::new(op::WRITE, 0, write, Reply::Small(8)).part()
+        },
         Step::new(op::RELEASE, 0, release_in(0), Reply::Small(0)).part(),
-        Step::new(op::UNLINK, ROOT, Encoder::new().name(&name), Reply::Small(0)).part(),
+        Step::new(
+            op::UNLINK,
+            ROOT,
+            Encoder::new().name(&name),
+            Reply::Small(0),
+        )
+        .part(),
         Step::new(op::FORGET, 0, Encoder::new().u64(1), Reply::None),
     ]
 }
@@ -181,7 +260,12 @@ fn readdirplus(client: &mut Client, _: usize) -> Vec<Step> {
     let mut offset = 0;
     loop {
         let body = read_in(fh, offset, READDIR_BYTES);
-        let mut step = Step::new(op::READDIRPLUS, node, body, Reply::Data(READDIR_BYTES as usize));
+        let mut step = Step::new(
+            op::READDIRPLUS,
+            node,
+            body,
+            Reply::Data(READDIR_BYTES as usize),
+        );
         let request = crate::common::fuse_client::Request {
             opcode: step.opcode,
             nodeid: step.nodeid,

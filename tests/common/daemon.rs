@@ -20,12 +20,8 @@ pub const WAITING: &str = "Waiting for vhost-user socket connection";
 
 /// The daemon under test: `$VIRTIOFSD`, or the one cargo just built.
 pub fn default_binary() -> PathBuf {
-    if let Some(path) = env::var_os("VIRTIOFSD") {
-        return path.into();
-    }
-    option_env!("CARGO_BIN_EXE_virtiofsd")
-        .expect("no daemon binary: set VIRTIOFSD")
-        .into()
+    let built = env!("CARGO_BIN_EXE_virtiofsd");
+    env::var_os("VIRTIOFSD").unwrap_or_else(|| built.into()).into()
 }
 
 /// A running daemon. Dropping it kills the process.
@@ -72,11 +68,19 @@ impl Daemon {
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         command.env_remove("RUST_LOG");
         let name = command.get_program().to_owned();
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name:?}: {error}"));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name:?}: {error}"));
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().unwrap();
         let log_reader = Some(Log::collect(log.clone(), stderr));
-        Self { child, socket: PathBuf::new(), log, log_reader, _dir: None }
+        Self {
+            child,
+            socket: PathBuf::new(),
+            log,
+            log_reader,
+            _dir: None,
+        }
     }
 
     pub fn socket(&self) -> &Path {
@@ -99,7 +103,10 @@ impl Daemon {
 
     /// Warnings and errors logged so far.
     pub fn complaints(&self) -> Vec<String> {
-        self.log().into_iter().filter(|line| is_complaint(line)).collect()
+        self.log()
+            .into_iter()
+            .filter(|line| is_complaint(line))
+            .collect()
     }
 
     /// Waits for a line that contains `text`.
@@ -107,7 +114,10 @@ impl Daemon {
         let first = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
         match self.log.wait_for(first) {
             Some(line) => line,
-            None => panic!("the daemon never logged {text:?}; it logged {:#?}", self.log()),
+            None => panic!(
+                "the daemon never logged {text:?}; it logged {:#?}",
+                self.log()
+            ),
         }
     }
 
@@ -119,7 +129,13 @@ impl Daemon {
 
     /// Waits for one more warning or error than `seen`; gives the new one.
     pub fn expect_complaint_after(&self, seen: usize) -> String {
-        let nth = |lines: &[String]| lines.iter().filter(|line| is_complaint(line)).nth(seen).cloned();
+        let nth = |lines: &[String]| {
+            lines
+                .iter()
+                .filter(|line| is_complaint(line))
+                .nth(seen)
+                .cloned()
+        };
         let found = self.log.wait_for(nth);
         found.unwrap_or_else(|| panic!("the daemon never complained; it logged {:#?}", self.log()))
     }
@@ -129,7 +145,11 @@ impl Daemon {
         if self.child.try_wait().unwrap().is_none() {
             let pid = Pid::from_child(&self.child);
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-            assert!(wait_readable(&pidfd, PATIENCE), "the daemon does not end; it logged {:#?}", self.log());
+            assert!(
+                wait_readable(&pidfd, PATIENCE),
+                "the daemon does not end; it logged {:#?}",
+                self.log()
+            );
         }
         let status = self.child.wait().unwrap();
         if let Some(reader) = self.log_reader.take() {
@@ -151,7 +171,10 @@ impl Daemon {
     /// Bytes of memory in use.
     pub fn rss(&self) -> u64 {
         let status = fs::read_to_string(self.proc("status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024
     }
@@ -201,7 +224,9 @@ fn process_cpu_time_ns(pid: u32) -> u64 {
 // A thread may end between the listing and the reading.
 fn first_number(path: &Path) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().next().map_or(0, |word| word.parse().unwrap())
+    text.split_whitespace()
+        .next()
+        .map_or(0, |word| word.parse().unwrap())
 }
 
 /// The lines of a daemon's standard error, as they come.

@@ -112,7 +112,14 @@ impl Vmm {
         let features = offered & config.features;
         vhost.set_features(features).unwrap();
         let memory = GuestMemory::default();
-        Self { vhost, memory, features, protocol, queue_num, queue_size: config.queue_size }
+        Self {
+            vhost,
+            memory,
+            features,
+            protocol,
+            queue_num,
+            queue_size: config.queue_size,
+        }
     }
 
     /// Tells the daemon about all regions at once.
@@ -166,7 +173,10 @@ impl Vmm {
     pub fn config_space(&mut self, offset: u32, len: u32) -> Vec<u8> {
         let buffer = vec![0; len as usize];
         let flags = VhostUserConfigFlags::empty();
-        self.vhost.get_config(offset, len, flags, &buffer).unwrap().1
+        self.vhost
+            .get_config(offset, len, flags, &buffer)
+            .unwrap()
+            .1
     }
 }
 
@@ -311,7 +321,10 @@ impl Queue {
             Some(table) => self.add_indirect(buffers, table),
             None => self.add_direct(buffers),
         };
-        assert!(!self.in_flight[usize::from(head)], "descriptor {head} was free");
+        assert!(
+            !self.in_flight[usize::from(head)],
+            "descriptor {head} was free"
+        );
         self.in_flight[usize::from(head)] = true;
         self.put_avail(head);
         head
@@ -341,10 +354,16 @@ impl Queue {
         for (index, buffer) in (0..).zip(buffers) {
             let is_last = usize::from(index) + 1 == buffers.len();
             let descriptor = chained(buffer, (!is_last).then_some(index + 1));
-            self.memory.write(table + 16 * u64::from(index), &descriptor.to_bytes());
+            self.memory
+                .write(table + 16 * u64::from(index), &descriptor.to_bytes());
         }
         let len = u32::try_from(16 * buffers.len()).unwrap();
-        let descriptor = Descriptor { addr: table, len, flags: DESC_INDIRECT, next: 0 };
+        let descriptor = Descriptor {
+            addr: table,
+            len,
+            flags: DESC_INDIRECT,
+            next: 0,
+        };
         self.write_descriptor(head, descriptor);
         self.chain_next[usize::from(head)] = None;
         head
@@ -352,7 +371,8 @@ impl Queue {
 
     /// Lets the device see everything that was added.
     pub fn publish(&mut self) {
-        self.region.store_u16(self.avail + 2, self.next_avail, Ordering::Release);
+        self.region
+            .store_u16(self.avail + 2, self.next_avail, Ordering::Release);
     }
 
     /// Publishes, and kicks if the device asked for it.
@@ -462,7 +482,8 @@ impl Queue {
     pub fn ask_for_call_after(&mut self, skipped: u16) {
         if self.event_idx {
             let event = self.last_used.wrapping_add(skipped);
-            self.region.store_u16(self.used_event(), event, Ordering::Relaxed);
+            self.region
+                .store_u16(self.used_event(), event, Ordering::Relaxed);
         } else {
             self.region.store_u16(self.avail, 0, Ordering::Relaxed);
         }
@@ -498,13 +519,15 @@ impl Queue {
     /// Writes the next entry of the available ring, whatever it means.
     pub fn put_avail(&mut self, head: u16) {
         let slot = u64::from(self.next_avail % self.size);
-        self.region.store_u16(self.avail + 4 + 2 * slot, head, Ordering::Relaxed);
+        self.region
+            .store_u16(self.avail + 4 + 2 * slot, head, Ordering::Relaxed);
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
     /// Writes the available index, whatever was added.
     pub fn set_avail_index(&self, index: u16) {
-        self.region.store_u16(self.avail + 2, index, Ordering::Release);
+        self.region
+            .store_u16(self.avail + 2, index, Ordering::Release);
     }
 
     fn used_event(&self) -> u64 {
@@ -526,5 +549,10 @@ fn chained(buffer: &Buffer, next: Option<u16>) -> Descriptor {
     if next.is_some() {
         flags |= DESC_NEXT;
     }
-    Descriptor { addr: buffer.gpa, len: buffer.len, flags, next: next.unwrap_or(0) }
+    Descriptor {
+        addr: buffer.gpa,
+        len: buffer.len,
+        flags,
+        next: next.unwrap_or(0),
+    }
 }

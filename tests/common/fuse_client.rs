@@ -13,7 +13,8 @@ use super::frontend::{Buffer, Queue, Used};
 use super::memory::GuestMemory;
 use super::wire::{
     AttrOut, Dirent, ENTRY_OUT, EXT_GROUPS, Encoder, Entry, FATTR_FH, GETATTR_FH, IN_HEADER,
-    InHeader, InitOut, OUT_HEADER, OpenOut, OutHeader, ROOT, Statfs, WRITE_CACHE, dirents, init, op,
+    InHeader, InitOut, OUT_HEADER, OpenOut, OutHeader, ROOT, Statfs, WRITE_CACHE, dirents, init,
+    op,
 };
 
 /// The answer to a request: the reply's body, or a positive errno.
@@ -53,7 +54,13 @@ impl Request {
             ReplySize::Exact(size) => size,
             ReplySize::AtMost | ReplySize::None => 0,
         };
-        Self { opcode, nodeid, body: body.0, extensions: Vec::new(), space }
+        Self {
+            opcode,
+            nodeid,
+            body: body.0,
+            extensions: Vec::new(),
+            space,
+        }
     }
 
     pub fn space(mut self, space: usize) -> Self {
@@ -109,12 +116,23 @@ impl RawReply {
             assert_eq!(self.used_len, 0, "a reply to a request that has none");
             return Ok(Vec::new());
         }
-        assert!(self.bytes.len() >= OUT_HEADER, "a reply of {} bytes", self.bytes.len());
+        assert!(
+            self.bytes.len() >= OUT_HEADER,
+            "a reply of {} bytes",
+            self.bytes.len()
+        );
         let (header, body) = self.bytes.split_at(OUT_HEADER);
         let header = OutHeader::decode(header);
         assert_eq!(header.unique, unique, "number of the reply");
-        assert_eq!(header.len, self.used_len, "length in the header and in the used entry");
-        assert!((-4095..=0).contains(&header.error), "error {}", header.error);
+        assert_eq!(
+            header.len, self.used_len,
+            "length in the header and in the used entry"
+        );
+        assert!(
+            (-4095..=0).contains(&header.error),
+            "error {}",
+            header.error
+        );
         if header.error != 0 {
             assert_eq!(self.bytes.len(), OUT_HEADER, "an error with a body");
             return Err(-header.error);
@@ -149,7 +167,11 @@ impl Placed {
             pieces.push((gpa, u32::try_from(size).unwrap()));
             gpa += size as u64 + GUARD;
         }
-        Self { block, block_len, pieces }
+        Self {
+            block,
+            block_len,
+            pieces,
+        }
     }
 
     fn write(&self, memory: &GuestMemory, mut bytes: &[u8]) {
@@ -168,11 +190,17 @@ impl Placed {
         let mut end = 0;
         for &(gpa, len) in &self.pieces {
             let start = usize::try_from(gpa - self.block).unwrap();
-            assert!(is_poison(&block[end..start]), "bytes between the buffers were written");
+            assert!(
+                is_poison(&block[end..start]),
+                "bytes between the buffers were written"
+            );
             end = start + len as usize;
             bytes.extend(&block[start..end]);
         }
-        assert!(is_poison(&block[end..]), "bytes behind the buffers were written");
+        assert!(
+            is_poison(&block[end..]),
+            "bytes behind the buffers were written"
+        );
         bytes
     }
 }
@@ -304,15 +332,30 @@ impl Client {
         let sizes = cut(room, OUT_HEADER, out_piece, self.split);
         let reply = Placed::new(&memory, self.region, &sizes);
 
-        let readable = request.pieces.iter().map(|&(gpa, len)| Buffer { gpa, len, writable: false });
-        let writable = reply.pieces.iter().map(|&(gpa, len)| Buffer { gpa, len, writable: true });
+        let readable = request.pieces.iter().map(|&(gpa, len)| Buffer {
+            gpa,
+            len,
+            writable: false,
+        });
+        let writable = reply.pieces.iter().map(|&(gpa, len)| Buffer {
+            gpa,
+            len,
+            writable: true,
+        });
         let buffers: Vec<_> = readable.chain(writable).collect();
         let table = self.queue.use_indirect.then(|| {
             let len = 16 * buffers.len() as u64;
             (memory.alloc(len), len)
         });
         let head = self.queue.add(&buffers, table.map(|(gpa, _)| gpa));
-        let pending = Pending { unique, size, bytes, request, reply, table };
+        let pending = Pending {
+            unique,
+            size,
+            bytes,
+            request,
+            reply,
+            table,
+        };
         self.pending.insert(head, pending);
     }
 
@@ -334,14 +377,21 @@ impl Client {
     }
 
     fn take(&mut self, used: Used) -> (u64, RawReply, ReplySize) {
-        let pending = self.pending.remove(&used.head).expect("used entry of a request");
+        let pending = self
+            .pending
+            .remove(&used.head)
+            .expect("used entry of a request");
         self.queue.release(used.head);
         let memory = self.queue.memory.clone();
         let request = pending.request.read(&memory);
         assert!(request == pending.bytes, "the daemon changed the request");
         let reply = pending.reply.read(&memory);
         let len = used.len as usize;
-        assert!(len <= reply.len(), "used length {len} in a room of {}", reply.len());
+        assert!(
+            len <= reply.len(),
+            "used length {len} in a room of {}",
+            reply.len()
+        );
         let (bytes, rest) = reply.split_at(len);
         assert!(is_poison(rest), "bytes behind the reply were written");
         memory.free(pending.request.block, pending.request.block_len);
@@ -349,7 +399,10 @@ impl Client {
         if let Some((gpa, len)) = pending.table {
             memory.free(gpa, len);
         }
-        let raw = RawReply { used_len: used.len, bytes: bytes.to_vec() };
+        let raw = RawReply {
+            used_len: used.len,
+            bytes: bytes.to_vec(),
+        };
         (pending.unique, raw, pending.size)
     }
 
@@ -403,14 +456,16 @@ impl Client {
 
     /// INIT as a current Linux guest sends it.
     pub fn init(&mut self) -> InitOut {
-        self.init_with(7, 38, init::LINUX).unwrap()
+        self.init_with(7, 39, init::LINUX).unwrap()
     }
 
     pub fn init_with(&mut self, major: u32, minor: u32, flags: u64) -> Answer<InitOut> {
         let low = u32::try_from(flags & 0xffff_ffff).unwrap();
         let mut body = Encoder::new().u32(major).u32(minor).u32(0x2_0000).u32(low);
         if flags & init::INIT_EXT != 0 {
-            body = body.u32(u32::try_from(flags >> 32).unwrap()).bytes(&[0; 44]);
+            body = body
+                .u32(u32::try_from(flags >> 32).unwrap())
+                .bytes(&[0; 44]);
         }
         let body = self.call(&Request::new(op::INIT, 0, body).space(64))?;
         Ok(InitOut::decode(&body))
@@ -437,24 +492,43 @@ impl Client {
     }
 
     pub fn forget(&mut self, nodeid: u64, count: u64) {
-        self.empty(op::FORGET, nodeid, Encoder::new().u64(count)).unwrap();
+        self.empty(op::FORGET, nodeid, Encoder::new().u64(count))
+            .unwrap();
     }
 
     pub fn batch_forget(&mut self, nodes: &[(u64, u64)]) {
-        let mut body = Encoder::new().u32(u32::try_from(nodes.len()).unwrap()).u32(0);
+        let mut body = Encoder::new()
+            .u32(u32::try_from(nodes.len()).unwrap())
+            .u32(0);
         for &(nodeid, count) in nodes {
             body = body.u64(nodeid).u64(count);
         }
         self.empty(op::BATCH_FORGET, 0, body).unwrap();
     }
 
-    pub fn mknod(&mut self, parent: u64, name: &str, mode: u32, rdev: u32, umask: u32) -> Answer<Entry> {
-        let body = Encoder::new().u32(mode).u32(rdev).u32(umask).u32(0).name(name);
+    pub fn mknod(
+        &mut self,
+        parent: u64,
+        name: &str,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+    ) -> Answer<Entry> {
+        let body = Encoder::new()
+            .u32(mode)
+            .u32(rdev)
+            .u32(umask)
+            .u32(0)
+            .name(name);
         self.entry(op::MKNOD, parent, body)
     }
 
     pub fn mkdir(&mut self, parent: u64, name: &str, mode: u32, umask: u32) -> Answer<Entry> {
-        self.entry(op::MKDIR, parent, Encoder::new().u32(mode).u32(umask).name(name))
+        self.entry(
+            op::MKDIR,
+            parent,
+            Encoder::new().u32(mode).u32(umask).name(name),
+        )
     }
 
     pub fn symlink(&mut self, parent: u64, name: &str, target: &str) -> Answer<Entry> {
@@ -479,7 +553,12 @@ impl Client {
     }
 
     pub fn rename2(&mut self, from: (u64, &str), to: (u64, &str), flags: u32) -> Answer<()> {
-        let body = Encoder::new().u64(to.0).u32(flags).u32(0).name(from.1).name(to.1);
+        let body = Encoder::new()
+            .u64(to.0)
+            .u32(flags)
+            .u32(0)
+            .name(from.1)
+            .name(to.1);
         self.empty(op::RENAME2, from.0, body)
     }
 
@@ -525,7 +604,13 @@ impl Client {
         Ok(OpenOut::decode(&body))
     }
 
-    pub fn create(&mut self, parent: u64, name: &str, flags: i32, mode: u32) -> Answer<(Entry, OpenOut)> {
+    pub fn create(
+        &mut self,
+        parent: u64,
+        name: &str,
+        flags: i32,
+        mode: u32,
+    ) -> Answer<(Entry, OpenOut)> {
         self.create_masked(parent, name, flags, mode, 0)
     }
 
@@ -538,7 +623,12 @@ impl Client {
         umask: u32,
     ) -> Answer<(Entry, OpenOut)> {
         let flags = (flags | libc::O_CREAT).cast_unsigned();
-        let body = Encoder::new().u32(flags).u32(mode).u32(umask).u32(0).name(name);
+        let body = Encoder::new()
+            .u32(flags)
+            .u32(mode)
+            .u32(umask)
+            .u32(0)
+            .name(name);
         let body = self.call(&Request::new(op::CREATE, parent, body))?;
         let (entry, open) = body.split_at(ENTRY_OUT);
         Ok((Entry::decode(entry), OpenOut::decode(open)))
@@ -563,7 +653,13 @@ impl Client {
         flags: u32,
         open_flags: i32,
     ) -> Answer<u32> {
-        let body = write_in(fh, offset, u32::try_from(data.len()).unwrap(), flags, open_flags);
+        let body = write_in(
+            fh,
+            offset,
+            u32::try_from(data.len()).unwrap(),
+            flags,
+            open_flags,
+        );
         let body = self.call(&Request::new(op::WRITE, nodeid, body.bytes(data)))?;
         assert_eq!(body[4..], [0; 4], "padding of the reply");
         Ok(u32::from_le_bytes(body[..4].try_into().unwrap()))
@@ -592,8 +688,20 @@ impl Client {
         Ok(u64::from_le_bytes(body[..8].try_into().unwrap()))
     }
 
-    pub fn fallocate(&mut self, nodeid: u64, fh: u64, offset: u64, length: u64, mode: u32) -> Answer<()> {
-        let body = Encoder::new().u64(fh).u64(offset).u64(length).u32(mode).u32(0);
+    pub fn fallocate(
+        &mut self,
+        nodeid: u64,
+        fh: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Answer<()> {
+        let body = Encoder::new()
+            .u64(fh)
+            .u64(offset)
+            .u64(length)
+            .u32(mode)
+            .u32(0);
         self.empty(op::FALLOCATE, nodeid, body)
     }
 
@@ -605,7 +713,12 @@ impl Client {
         len: u64,
         flags: u64,
     ) -> Answer<u32> {
-        let body = Encoder::new().u64(from.1).u64(from.2).u64(to.0).u64(to.1).u64(to.2);
+        let body = Encoder::new()
+            .u64(from.1)
+            .u64(from.2)
+            .u64(to.0)
+            .u64(to.1)
+            .u64(to.2);
         let body = body.u64(len).u64(flags);
         let body = self.call(&Request::new(op::COPY_FILE_RANGE, from.0, body))?;
         Ok(u32::from_le_bytes(body[..4].try_into().unwrap()))
@@ -629,14 +742,26 @@ impl Client {
         Ok(dirents(&body, false))
     }
 
-    pub fn readdirplus(&mut self, nodeid: u64, fh: u64, offset: u64, size: u32) -> Answer<Vec<Dirent>> {
+    pub fn readdirplus(
+        &mut self,
+        nodeid: u64,
+        fh: u64,
+        offset: u64,
+        size: u32,
+    ) -> Answer<Vec<Dirent>> {
         let request = Request::new(op::READDIRPLUS, nodeid, read_in(fh, offset, size));
         let body = self.call(&request.space(size as usize))?;
         Ok(dirents(&body, true))
     }
 
     /// A whole directory, in replies of `size` bytes.
-    pub fn read_whole_dir(&mut self, nodeid: u64, fh: u64, size: u32, plus: bool) -> Answer<Vec<Dirent>> {
+    pub fn read_whole_dir(
+        &mut self,
+        nodeid: u64,
+        fh: u64,
+        size: u32,
+        plus: bool,
+    ) -> Answer<Vec<Dirent>> {
         let mut all: Vec<Dirent> = Vec::new();
         loop {
             let offset = all.last().map_or(0, |entry| entry.off);
@@ -657,14 +782,27 @@ impl Client {
     }
 
     pub fn fsyncdir(&mut self, nodeid: u64, fh: u64, flags: u32) -> Answer<()> {
-        self.empty(op::FSYNCDIR, nodeid, Encoder::new().u64(fh).u32(flags).u32(0))
+        self.empty(
+            op::FSYNCDIR,
+            nodeid,
+            Encoder::new().u64(fh).u32(flags).u32(0),
+        )
     }
 
     // ---- extended attributes
 
     /// With the layout of SETXATTR_EXT if `extended`.
-    pub fn setxattr(&mut self, nodeid: u64, name: &str, value: &[u8], flags: u32, extended: bool) -> Answer<()> {
-        let mut body = Encoder::new().u32(u32::try_from(value.len()).unwrap()).u32(flags);
+    pub fn setxattr(
+        &mut self,
+        nodeid: u64,
+        name: &str,
+        value: &[u8],
+        flags: u32,
+        extended: bool,
+    ) -> Answer<()> {
+        let mut body = Encoder::new()
+            .u32(u32::try_from(value.len()).unwrap())
+            .u32(flags);
         if extended {
             body = body.u32(0).u32(0);
         }
@@ -729,7 +867,10 @@ impl SetAttr {
         ];
         let set = fields.iter().filter(|(is_set, _)| *is_set);
         let valid = set.fold(self.valid, |valid, (_, bit)| valid | bit);
-        let (atime, mtime) = (self.atime.unwrap_or_default(), self.mtime.unwrap_or_default());
+        let (atime, mtime) = (
+            self.atime.unwrap_or_default(),
+            self.mtime.unwrap_or_default(),
+        );
         Encoder::new()
             .u32(valid)
             .u32(0)
@@ -752,12 +893,24 @@ impl SetAttr {
 
 /// Body of READ, READDIR and READDIRPLUS.
 pub fn read_in(fh: u64, offset: u64, size: u32) -> Encoder {
-    Encoder::new().u64(fh).u64(offset).u32(size).u32(0).u64(0).u32(0).u32(0)
+    Encoder::new()
+        .u64(fh)
+        .u64(offset)
+        .u32(size)
+        .u32(0)
+        .u64(0)
+        .u32(0)
+        .u32(0)
 }
 
 /// Fixed part of the body of WRITE.
 pub fn write_in(fh: u64, offset: u64, size: u32, flags: u32, open_flags: i32) -> Encoder {
-    let body = Encoder::new().u64(fh).u64(offset).u32(size).u32(flags).u64(0);
+    let body = Encoder::new()
+        .u64(fh)
+        .u64(offset)
+        .u32(size)
+        .u32(flags)
+        .u64(0);
     body.u32(open_flags.cast_unsigned()).u32(0)
 }
 
@@ -769,7 +922,9 @@ pub fn release_in(fh: u64) -> Encoder {
 /// The extension that names a supplementary group for a create request.
 pub fn groups_extension(groups: &[u32]) -> Vec<u8> {
     let len = (12 + 4 * groups.len()).next_multiple_of(8);
-    let head = Encoder::new().u32(u32::try_from(len).unwrap()).u32(EXT_GROUPS);
+    let head = Encoder::new()
+        .u32(u32::try_from(len).unwrap())
+        .u32(EXT_GROUPS);
     let mut encoder = head.u32(u32::try_from(groups.len()).unwrap());
     for &group in groups {
         encoder = encoder.u32(group);

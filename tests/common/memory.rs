@@ -29,11 +29,18 @@ pub struct Region {
 
 impl Region {
     pub fn new(gpa: u64, size: u64) -> Self {
-        let file: File = memfd_create("guest-memory", MemfdFlags::CLOEXEC).unwrap().into();
+        let file: File = memfd_create("guest-memory", MemfdFlags::CLOEXEC)
+            .unwrap()
+            .into();
         ftruncate(&file, size).unwrap();
         let backing = FileOffset::new(file.try_clone().unwrap(), 0);
         let map = MmapRegion::from_file(backing, usize::try_from(size).unwrap()).unwrap();
-        Self { gpa, size, file, map }
+        Self {
+            gpa,
+            size,
+            file,
+            map,
+        }
     }
 
     fn contains(&self, gpa: u64, len: u64) -> bool {
@@ -128,7 +135,9 @@ impl GuestMemory {
     pub fn region_of(&self, gpa: u64, len: usize) -> Arc<Region> {
         let regions = self.0.regions.read().unwrap();
         let found = regions.iter().find(|r| r.contains(gpa, len as u64));
-        found.unwrap_or_else(|| panic!("no memory at {gpa:#x}")).clone()
+        found
+            .unwrap_or_else(|| panic!("no memory at {gpa:#x}"))
+            .clone()
     }
 
     pub fn write(&self, gpa: u64, bytes: &[u8]) {
@@ -170,7 +179,11 @@ impl GuestMemory {
     pub fn free(&self, gpa: u64, len: u64) {
         let region = self.region_of(gpa, 1).gpa;
         let mut space = self.0.space.lock().unwrap();
-        space.freed.entry((region, block_size(len))).or_default().push(gpa);
+        space
+            .freed
+            .entry((region, block_size(len)))
+            .or_default()
+            .push(gpa);
     }
 }
 

@@ -43,7 +43,14 @@ impl Session {
         let mut vmm = Vmm::connect(daemon.socket(), config);
         let hiprio = vmm.start_queue(HIPRIO);
         let client = Client::new(vmm.start_queue(REQUEST));
-        Self { client, init: None, vmm, hiprio, daemon, dir }
+        Self {
+            client,
+            init: None,
+            vmm,
+            hiprio,
+            daemon,
+            dir,
+        }
     }
 
     /// A place in the shared folder, as the host sees it.
@@ -75,11 +82,17 @@ impl Session {
         fs::symlink_metadata(self.path(relative)).is_ok()
     }
 
-    /// The guest goes; the daemon must end in peace.
-    pub fn finish(self) {
-        let Self { client, vmm, mut daemon, .. } = self;
+    /// The guest goes; the daemon must end in peace. Its log is complete then.
+    pub fn finish(self) -> Daemon {
+        let Self {
+            client,
+            vmm,
+            mut daemon,
+            ..
+        } = self;
         drop((client, vmm));
         let status = daemon.wait();
         assert!(status.success(), "{status}; {:#?}", daemon.log());
+        daemon
     }
 }

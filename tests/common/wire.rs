@@ -233,8 +233,15 @@ pub struct InHeader {
 
 impl InHeader {
     pub fn encode(&self) -> Vec<u8> {
-        let encoder = Encoder::new().u32(self.len).u32(self.opcode).u64(self.unique);
-        let encoder = encoder.u64(self.nodeid).u32(self.uid).u32(self.gid).u32(self.pid);
+        let encoder = Encoder::new()
+            .u32(self.len)
+            .u32(self.opcode)
+            .u64(self.unique);
+        let encoder = encoder
+            .u64(self.nodeid)
+            .u32(self.uid)
+            .u32(self.gid)
+            .u32(self.pid);
         encoder.u16(self.total_extlen).u16(0).0
     }
 }
@@ -325,7 +332,11 @@ impl AttrOut {
         let mut d = Decoder(bytes);
         let (valid, valid_nsec) = (d.u64(), d.u32());
         assert_eq!(d.u32(), 0, "padding of the reply");
-        Self { valid, valid_nsec, attr: Attr::decode(&mut d) }
+        Self {
+            valid,
+            valid_nsec,
+            attr: Attr::decode(&mut d),
+        }
     }
 }
 
@@ -368,7 +379,10 @@ pub struct OpenOut {
 impl OpenOut {
     pub fn decode(bytes: &[u8]) -> Self {
         let mut d = Decoder(bytes);
-        let out = Self { fh: d.u64(), flags: d.u32() };
+        let out = Self {
+            fh: d.u64(),
+            flags: d.u32(),
+        };
         assert_eq!(d.u32(), 0, "padding of the reply");
         out
     }
@@ -440,8 +454,14 @@ impl InitOut {
             map_alignment: d.u16(),
         };
         let flags2 = u64::from(d.u32());
-        assert!(d.0[8..].iter().all(|&byte| byte == 0), "unused fields of INIT");
-        Self { flags: out.flags | flags2 << 32, ..out }
+        assert!(
+            d.0[8..].iter().all(|&byte| byte == 0),
+            "unused fields of INIT"
+        );
+        Self {
+            flags: out.flags | flags2 << 32,
+            ..out
+        }
     }
 
     pub fn has(&self, flag: u64) -> bool {
@@ -476,9 +496,18 @@ pub fn dirents(mut bytes: &[u8], plus: bool) -> Vec<Dirent> {
         assert!((1..=255).contains(&namelen), "name of {namelen} bytes");
         let name = d.bytes(namelen).to_vec();
         let padding = d.bytes(namelen.next_multiple_of(8) - namelen);
-        assert!(padding.iter().all(|&byte| byte == 0), "padding after a name");
+        assert!(
+            padding.iter().all(|&byte| byte == 0),
+            "padding after a name"
+        );
         bytes = d.0;
-        entries.push(Dirent { ino, off, kind, name, entry });
+        entries.push(Dirent {
+            ino,
+            off,
+            kind,
+            name,
+            entry,
+        });
     }
     entries
 }
