@@ -2,6 +2,12 @@
 //! `unsafe` stands only where it may. `doc/architecture.md` shows the layers.
 
 #![allow(missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::panic
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,12 +22,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("guest", &["sys"]),
     ("fs", &["id", "fuse", "guest"]),
     ("server", &["id", "fuse", "guest", "fs"]),
-    ("passthrough", &["id", "config", "sys", "fuse", "guest", "fs"]),
+    (
+        "passthrough",
+        &["id", "config", "sys", "fuse", "guest", "fs"],
+    ),
     ("device", &["sys", "guest", "fs", "server"]),
     ("process", &["sys"]),
     ("logging", &[]),
     ("cli", &["config"]),
-    ("app", &["cli", "config", "device", "logging", "passthrough", "process", "sys"]),
+    (
+        "app",
+        &[
+            "cli",
+            "config",
+            "device",
+            "logging",
+            "passthrough",
+            "process",
+            "sys",
+        ],
+    ),
 ];
 
 /// Every source file with the name of its top module.
@@ -42,8 +62,18 @@ fn sources() -> Vec<(String, PathBuf)> {
     found
         .into_iter()
         .map(|path| {
-            let first = path.strip_prefix(&src).unwrap().components().next().unwrap();
-            let name = first.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+            let first = path
+                .strip_prefix(&src)
+                .unwrap()
+                .components()
+                .next()
+                .unwrap();
+            let name = first
+                .as_os_str()
+                .to_str()
+                .unwrap()
+                .trim_end_matches(".rs")
+                .to_owned();
             (name, path)
         })
         .filter(|(name, _)| !matches!(name.as_str(), "lib" | "main"))
@@ -55,7 +85,9 @@ fn used_modules(text: &str) -> Vec<String> {
     text.match_indices("crate::")
         .map(|(at, prefix)| {
             let rest = &text[at + prefix.len()..];
-            rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+            rest.chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect()
         })
         .collect()
 }
@@ -94,5 +126,8 @@ fn unsafe_stands_in_sys_and_guest_only() {
 
 #[test]
 fn the_check_itself_finds_what_it_looks_for() {
-    assert_eq!(used_modules("use crate::fs::Entry; crate::sys::close(x)"), ["fs", "sys"]);
+    assert_eq!(
+        used_modules("use crate::fs::Entry; crate::sys::close(x)"),
+        ["fs", "sys"]
+    );
 }
