@@ -10,38 +10,12 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
 
-use common::daemon::{Daemon, default_binary};
 use common::fuse_client::{Answer, SetAttr};
 use common::session::Session;
-use common::wire::{
-    FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ROOT, WRITE_KILL_SUIDGID, init, xattr_names,
-};
+use common::wire::{FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ROOT, init, xattr_names};
 
 const DAY: u64 = 86_400;
-
-/// Whether the daemon has this option yet: it refuses to start with one that
-/// belongs to a part still to come.
-fn has_option(args: &[&str]) -> bool {
-    let share = tempfile::tempdir().unwrap();
-    let mut command = Command::new(default_binary());
-    command
-        .args(["--sandbox", "none", "--seccomp", "none"])
-        .args(args);
-    command.arg("--shared-dir").arg(share.path());
-    command.arg("--socket-path").arg(share.path().join("sock"));
-    let daemon = Daemon::spawn(command);
-    let is_there = daemon.starts();
-    if !is_there {
-        println!(
-            "skips itself: the daemon has no {args:?} yet: {:?}",
-            daemon.log()
-        );
-    }
-    is_there
-}
 
 // ---- cache policy
 
@@ -365,81 +339,5 @@ fn attribute_names_are_bytes() {
             assert!(names.windows(8).any(|name| name == b"user.\xff\xfe\0"));
         }
     }
-    session.finish();
-}
-
-// ---- a share that is not to be changed
-
-#[test]
-fn a_read_only_share_is_not_changed() {
-    if !has_option(&["--readonly"]) {
-        return;
-    }
-    let mut session = Session::new(&["--readonly", "--xattr"]);
-    session.put("f", "text");
-    fs::create_dir(session.path("d")).unwrap();
-    let c = &mut session.client;
-    let f = c.walk("f").unwrap().nodeid;
-    let erofs = Err(libc::EROFS);
-    assert_eq!(c.mkdir(ROOT, "x", 0o755, 0).map(drop), erofs);
-    assert_eq!(
-        c.mknod(ROOT, "x", libc::S_IFREG | 0o644, 0, 0).map(drop),
-        erofs
-    );
-    assert_eq!(c.symlink(ROOT, "x", "y").map(drop), erofs);
-    assert_eq!(c.link(f, ROOT, "x").map(drop), erofs);
-    assert_eq!(c.unlink(ROOT, "f"), erofs);
-    assert_eq!(c.rmdir(ROOT, "d"), erofs);
-    assert_eq!(c.rename((ROOT, "f"), (ROOT, "g")), erofs);
-    assert_eq!(c.rename2((ROOT, "f"), (ROOT, "g"), 0), erofs);
-    assert_eq!(c.create(ROOT, "x", libc::O_RDWR, 0o600).map(drop), erofs);
-    assert_eq!(
-        c.create(ROOT, "f", libc::O_RDONLY | libc::O_EXCL, 0o600)
-            .map(drop),
-        erofs
-    );
-    assert_eq!(c.open(f, libc::O_RDWR).map(drop), erofs);
-    assert_eq!(c.open(f, libc::O_WRONLY).map(drop), erofs);
-    assert!(c.open(f, libc::O_RDONLY | libc::O_TRUNC).is_err());
-    assert_eq!(
-        c.setattr(
-            f,
-            &SetAttr {
-                mode: Some(0),
-                ..SetAttr::default()
-            }
-        )
-        .map(drop),
-        erofs
-    );
-    assert_eq!(c.setxattr(f, "user.x", b"v", 0, false), erofs);
-    assert_eq!(c.removexattr(f, "user.x"), erofs);
-    assert_eq!(c.access(f, 2), erofs);
-    c.access(f, 4).unwrap();
-    let open = c.open(f, libc::O_RDONLY).unwrap();
-    assert_eq!(c.read(f, open.fh, 0, 4).unwrap(), b"text");
-    assert!(c.write(f, open.fh, 0, b"x").is_err());
-    assert!(c.fallocate(f, open.fh, 0, 100, 0).is_err());
-    assert_eq!(session.get("f"), b"text");
-    assert_eq!(session.stat("f").size(), 4);
-    session.finish();
-}
-
-#[test]
-fn set_id_bits_are_dropped_when_told() {
-    if !has_option(&["--killpriv-v2"]) {
-        return;
-    }
-    let mut session = Session::new(&["--killpriv-v2"]);
-    assert!(session.init.unwrap().has(init::HANDLE_KILLPRIV_V2));
-    session.put("f", "text");
-    fs::set_permissions(session.path("f"), fs::Permissions::from_mode(0o6777)).unwrap();
-    let c = &mut session.client;
-    let f = c.walk("f").unwrap().nodeid;
-    let open = c.open(f, libc::O_RDWR).unwrap();
-    c.write(f, open.fh, 0, b"x").unwrap();
-    c.write_flags(f, open.fh, 0, b"x", WRITE_KILL_SUIDGID, libc::O_RDWR)
-        .unwrap();
-    assert_eq!(session.perm("f"), 0o777);
     session.finish();
 }

@@ -156,6 +156,7 @@ impl FileSystem for Passthrough {
             | features::MAX_PAGES
             | features::INIT_EXT
             | features::CREATE_SUPP_GROUP
+            | features::ALLOW_IDMAP
             | when(
                 readdirplus,
                 features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,

@@ -21,7 +21,9 @@ pub const WAITING: &str = "Waiting for vhost-user socket connection";
 /// The daemon under test: `$VIRTIOFSD`, or the one cargo just built.
 pub fn default_binary() -> PathBuf {
     let built = env!("CARGO_BIN_EXE_virtiofsd");
-    env::var_os("VIRTIOFSD").unwrap_or_else(|| built.into()).into()
+    env::var_os("VIRTIOFSD")
+        .unwrap_or_else(|| built.into())
+        .into()
 }
 
 /// A running daemon. Dropping it kills the process.
