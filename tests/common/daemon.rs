@@ -21,8 +21,16 @@ pub const WAITING: &str = "Waiting for vhost-user socket connection";
 /// The daemon under test: `$VIRTIOFSD`, or the one cargo just built.
 pub fn default_binary() -> PathBuf {
     let built = env!("CARGO_BIN_EXE_virtiofsd");
-    env::var_os("VIRTIOFSD").unwrap_or_else(|| built.into()).into()
+    env::var_os("VIRTIOFSD")
+        .unwrap_or_else(|| built.into())
+        .into()
 }
+
+/// Arguments that every daemon of a test crate gets.
+const CRATE_ARGS: &[&str] = match env!("CARGO_CRATE_NAME").as_bytes() {
+    b"operations_in_pool" => &["--thread-pool-size", "4"],
+    _ => &[],
+};
 
 /// A running daemon. Dropping it kills the process.
 #[derive(Debug)]
@@ -38,7 +46,7 @@ pub struct Daemon {
 impl Daemon {
     /// Starts the default binary over `shared`, without sandbox and filter.
     pub fn start(shared: &Path, args: &[&str]) -> Self {
-        Self::start_binary(&default_binary(), shared, args)
+        Self::start_binary(&default_binary(), shared, &[CRATE_ARGS, args].concat())
     }
 
     /// Starts `binary` over `shared`, without sandbox and filter.
