@@ -1,0 +1,250 @@
+//! What the front end asks of the device: features, memory, state, and the
+//! events of its queues.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use futures::executor::{ThreadPool, ThreadPoolBuilder};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
+use vhost_user_backend::VhostUserBackend;
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use vmm_sys_util::epoll::EventSet;
+
+use super::config_space::{self, Tag};
+use super::queue::{Queue, Vring, Workspace};
+use super::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
+use crate::fs::FileSystem;
+use crate::guest::GuestMemory;
+use crate::server::Server;
+use crate::sys;
+
+/// How the device is set up.
+#[derive(Clone, Debug)]
+pub struct DeviceOptions {
+    /// The tag for the configuration space; without one there is none.
+    pub tag: Option<Tag>,
+    /// Request queues: 1 to [`MAX_REQUEST_QUEUES`].
+    pub request_queues: usize,
+    /// Threads that serve requests out of order; 0 for the queues' own threads.
+    pub pool_threads: usize,
+}
+
+/// A virtio-fs device over a file system.
+pub struct Device<F> {
+    server: Arc<Server<F>>,
+    queues: Vec<Arc<Queue>>,
+    memory: GuestMemoryAtomic<GuestMemory>,
+    /// Whether the front end wants to know which pages are written to.
+    logging: Arc<AtomicBool>,
+    pool: Option<ThreadPool>,
+    config_space: Option<Vec<u8>>,
+    /// The working directory of every thread that serves.
+    thread_directory: OwnedFd,
+}
+
+thread_local! {
+    /// The buffers of a pool thread.
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+impl<F: FileSystem> Device<F> {
+    /// A device whose memory the front end has yet to send.
+    ///
+    /// Every thread that serves gets a file-system context of its own with
+    /// `thread_directory` as its working directory; that this is possible is
+    /// tried here, on the calling thread.
+    ///
+    /// # Errors
+    /// When threads cannot be set up so.
+    pub fn new(
+        server: Server<F>,
+        options: &DeviceOptions,
+        memory: GuestMemoryAtomic<GuestMemory>,
+        thread_directory: OwnedFd,
+    ) -> anyhow::Result<Self> {
+        let request_queues = options.request_queues.clamp(1, MAX_REQUEST_QUEUES);
+        sys::thread::settle_in(&thread_directory).context(
+            "cannot give a thread its own file-system context; \
+             let the container's seccomp profile allow unshare(CLONE_FS)",
+        )?;
+        let pool = match options.pool_threads {
+            0 => None,
+            threads => Some(start_pool(threads, thread_directory.as_fd())?),
+        };
+        Ok(Self {
+            server: Arc::new(server),
+            queues: (0..=request_queues)
+                .map(|index| Arc::new(Queue::new(index)))
+                .collect(),
+            memory,
+            logging: Arc::new(AtomicBool::new(false)),
+            pool,
+            config_space: options
+                .tag
+                .as_ref()
+                .map(|tag| config_space::bytes(tag, request_queues as u32)),
+            thread_directory,
+        })
+    }
+
+    /// Serves what is available in one queue.
+    fn serve(&self, queue: &Arc<Queue>, vring: &Vring) {
+        let memory = self.memory.memory();
+        let Some(pool) = &self.pool else {
+            return queue.serve(&self.server, vring, &memory, &self.logging);
+        };
+        queue.distribute(vring, &memory, &self.logging, |head| {
+            let server = Arc::clone(&self.server);
+            let queue = Arc::clone(queue);
+            let vring = vring.clone();
+            let memory = memory.clone();
+            let logging = Arc::clone(&self.logging);
+            pool.spawn_ok(async move {
+                WORKSPACE.with_borrow_mut(|workspace| {
+                    queue.serve_one(&server, &vring, &memory, &logging, head, workspace);
+                });
+            });
+        });
+    }
+}
+
+/// Starts the threads of the pool and waits until each is set up.
+fn start_pool(
+    threads: usize,
+    directory: std::os::fd::BorrowedFd<'_>,
+) -> anyhow::Result<ThreadPool> {
+    let directory = directory
+        .try_clone_to_owned()
+        .context("cannot copy a descriptor")?;
+    ThreadPoolBuilder::new()
+        .pool_size(threads)
+        .name_prefix("pool-")
+        .after_start(move |_| settle(&directory))
+        .create()
+        .context("cannot start the threads of --thread-pool-size")
+}
+
+/// Gives a thread its file-system context; that it can be done was tried at
+/// start, so a thread that cannot is a reason to stop.
+fn settle(directory: &OwnedFd) {
+    if let Err(errno) = sys::thread::settle_in(directory) {
+        log::error!("cannot give a thread its own file-system context, stopping: {errno}");
+        std::process::abort();
+    }
+}
+
+impl<F: FileSystem> VhostUserBackend for Device<F> {
+    type Bitmap = BitmapMmapRegion;
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+            | VhostUserVirtioFeatures::LOG_ALL.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let logging = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        self.logging.store(logging, Ordering::Release);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut features = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::DEVICE_STATE
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        if self.config_space.is_some() {
+            features |= VhostUserProtocolFeatures::CONFIG;
+        }
+        features
+    }
+
+    fn reset_device(&self) {
+        for queue in &self.queues {
+            queue.drain();
+            queue.mend();
+        }
+        self.server.end_session();
+        log::debug!("the front end reset the device");
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The library keeps it with each vring, where it is read.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let (start, end) = (offset as usize, offset.saturating_add(size) as usize);
+        let space = self.config_space.as_deref().unwrap_or_default();
+        space.get(start..end).unwrap_or_default().to_vec()
+    }
+
+    fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemory>) -> io::Result<()> {
+        // The library swaps the map inside the object that we hold as well.
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.queues.len()).map(|index| 1 << index).collect()
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        if let Some(queue) = self.queues.get(index as usize) {
+            queue.drain();
+            queue.mend();
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        _event: u16,
+        _events: EventSet,
+        vrings: &[Vring],
+        thread: usize,
+    ) -> io::Result<()> {
+        // There is one thread per queue, with the same number.
+        settle(&self.thread_directory);
+        if let (Some(queue), Some(vring)) = (self.queues.get(thread), vrings.first()) {
+            self.serve(queue, vring);
+        }
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> io::Result<Option<File>> {
+        let text = "this version cannot migrate a guest: its state stays here";
+        log::error!("{text}");
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+}

@@ -1,0 +1,292 @@
+//! Serving one queue: take chains, let the server answer, hand them back,
+//! notify the guest.
+//!
+//! The queue's indexes change only under the vring's own lock, which is never
+//! held while a request is served. `serving` is held by the queue's thread for
+//! as long as it works, so that whoever stops the queue can wait for the end;
+//! requests in the thread pool are counted for the same purpose.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use vhost_user_backend::{VringMutex, VringState, VringT};
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryAtomic;
+
+use crate::fs::FileSystem;
+use crate::guest::buffers::Spans;
+use crate::guest::ring::{Ring, RingError, RingLayout, Used};
+use crate::guest::{GuestMemory, Memory};
+use crate::server::{Scratch, Server};
+
+/// The vring as the library keeps it.
+pub(super) type Vring = VringMutex<GuestMemoryAtomic<GuestMemory>>;
+
+/// Chains that are taken at once.
+const BATCH: u16 = 64;
+
+/// Bytes that replies and requests of a batch may have moved before what is
+/// finished is handed to the guest: a copy of that size takes longer than the
+/// notification that it would save.
+const BYTES_BEFORE_HANDING_BACK: usize = 64 << 10;
+
+/// Buffers of one serving thread.
+#[derive(Default)]
+pub(super) struct Workspace {
+    spans: Spans,
+    scratch: Scratch,
+    heads: Vec<u16>,
+    done: Vec<Used>,
+}
+
+/// One queue of the device.
+pub(super) struct Queue {
+    index: usize,
+    /// Held by the queue's thread while it serves.
+    serving: Mutex<Workspace>,
+    /// Set when the guest broke the ring; nothing is served until it is reset.
+    broken: AtomicBool,
+    /// Requests that are in the thread pool.
+    in_pool: Mutex<usize>,
+    pool_is_empty: Condvar,
+}
+
+/// What can be asked of a vring in one go, under its lock.
+struct Taken {
+    layout: RingLayout,
+    next_available: u16,
+}
+
+impl Queue {
+    pub(super) fn new(index: usize) -> Self {
+        Self {
+            index,
+            serving: Mutex::default(),
+            broken: AtomicBool::new(false),
+            in_pool: Mutex::new(0),
+            pool_is_empty: Condvar::new(),
+        }
+    }
+
+    /// Waits until no request of this queue is being served. The vring is
+    /// stopped already, so no new one is taken.
+    pub(super) fn drain(&self) {
+        drop(lock(&self.serving));
+        let mut in_pool = lock(&self.in_pool);
+        while *in_pool > 0 {
+            in_pool = self
+                .pool_is_empty
+                .wait(in_pool)
+                .unwrap_or_else(|_| std::process::abort());
+        }
+    }
+
+    /// The guest set the queue up anew: what it broke is forgotten.
+    pub(super) fn mend(&self) {
+        self.broken.store(false, Ordering::Release);
+    }
+
+    /// Stops serving the queue and says why, once.
+    fn give_up(&self, why: RingError) {
+        if !self.broken.swap(true, Ordering::AcqRel) {
+            log::error!(
+                "queue {} is stopped until the guest resets the device: {why}",
+                self.index
+            );
+        }
+    }
+
+    /// Serves everything that is available, on this thread.
+    pub(super) fn serve<F: FileSystem>(
+        &self,
+        server: &Server<F>,
+        vring: &Vring,
+        map: &GuestMemory,
+        logging: &AtomicBool,
+    ) {
+        let memory = Memory::new(map, logging);
+        let mut workspace = lock(&self.serving);
+        while let Some(taken) = self.take(vring, memory, &mut workspace.heads) {
+            if let Err(why) = serve_batch(server, vring, memory, &taken, &mut workspace) {
+                self.give_up(why);
+            }
+        }
+    }
+
+    /// Takes what is available and hands each chain to `spawn`, which has it
+    /// served by [`Queue::serve_one`] on another thread.
+    pub(super) fn distribute(
+        &self,
+        vring: &Vring,
+        map: &GuestMemory,
+        logging: &AtomicBool,
+        mut spawn: impl FnMut(u16),
+    ) {
+        let memory = Memory::new(map, logging);
+        let mut workspace = lock(&self.serving);
+        while let Some(taken) = self.take(vring, memory, &mut workspace.heads) {
+            let mut in_pool = lock(&self.in_pool);
+            *in_pool += workspace.heads.len();
+            // A guest that makes a chain available again before it was used
+            // would have us queue without end.
+            if *in_pool > 2 * usize::from(taken.layout.size) {
+                *in_pool -= workspace.heads.len();
+                drop(in_pool);
+                self.give_up(RingError::AvailableIndex);
+                return;
+            }
+            drop(in_pool);
+            workspace.heads.iter().copied().for_each(&mut spawn);
+        }
+    }
+
+    /// Serves one chain that [`Queue::distribute`] took.
+    pub(super) fn serve_one<F: FileSystem>(
+        &self,
+        server: &Server<F>,
+        vring: &Vring,
+        map: &GuestMemory,
+        logging: &AtomicBool,
+        head: u16,
+        workspace: &mut Workspace,
+    ) {
+        let memory = Memory::new(map, logging);
+        let Workspace { spans, scratch, .. } = workspace;
+        let layout = layout(&vring.get_ref());
+        let outcome = Ring::new(memory, &layout).and_then(|ring| {
+            let (request, reply) = ring.gather(head, spans)?;
+            let len = server.handle(scratch, request, reply, || ());
+            hand_back(vring, &ring, &[Used { head, len }]);
+            Ok(())
+        });
+        if let Err(why) = outcome {
+            self.give_up(why);
+        }
+        let mut in_pool = lock(&self.in_pool);
+        *in_pool -= 1;
+        if *in_pool == 0 {
+            self.pool_is_empty.notify_all();
+        }
+    }
+
+    /// Takes the next chains into `heads`; `None` when there are none, the
+    /// guest was asked to kick for the next one, and none came meanwhile; or
+    /// when the queue is stopped or broken.
+    fn take(&self, vring: &Vring, memory: Memory<'_>, heads: &mut Vec<u16>) -> Option<Taken> {
+        heads.clear();
+        if self.broken.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut state = vring.get_mut();
+        if !state.is_enabled() || !state.get_queue().ready() {
+            return None;
+        }
+        let layout = layout(&state);
+        let taken = Ring::new(memory, &layout).and_then(|ring| {
+            let mut next_available = state.get_queue().next_avail();
+            loop {
+                next_available = ring.take(next_available, BATCH, heads)?;
+                if !heads.is_empty() {
+                    ring.suppress_kicks();
+                    return Ok(Some(Taken {
+                        layout,
+                        next_available,
+                    }));
+                }
+                if !ring.ask_for_kick(next_available) {
+                    return Ok(None);
+                }
+            }
+        });
+        match taken {
+            Ok(taken) => {
+                let taken = taken?;
+                state.get_queue_mut().set_next_avail(taken.next_available);
+                Some(taken)
+            }
+            Err(why) => {
+                drop(state);
+                self.give_up(why);
+                None
+            }
+        }
+    }
+}
+
+/// Serves the chains in `workspace.heads`, in order.
+fn serve_batch<F: FileSystem>(
+    server: &Server<F>,
+    vring: &Vring,
+    memory: Memory<'_>,
+    taken: &Taken,
+    workspace: &mut Workspace,
+) -> Result<(), RingError> {
+    let Workspace {
+        spans,
+        scratch,
+        heads,
+        done,
+    } = workspace;
+    let ring = Ring::new(memory, &taken.layout)?;
+    let mut moved = 0;
+    for head in heads.iter().copied() {
+        let gathered = ring.gather(head, spans);
+        let (request, reply) = match gathered {
+            Ok(sides) => sides,
+            Err(why) => {
+                flush(vring, &ring, done);
+                return Err(why);
+            }
+        };
+        moved += request.len();
+        // What is finished must not wait for the host's disk.
+        let len = server.handle(scratch, request, reply, || flush(vring, &ring, done));
+        moved += len as usize;
+        done.push(Used { head, len });
+        if moved >= BYTES_BEFORE_HANDING_BACK {
+            flush(vring, &ring, done);
+            moved = 0;
+        }
+    }
+    flush(vring, &ring, done);
+    Ok(())
+}
+
+/// Hands back what is in `done`, if anything.
+fn flush(vring: &Vring, ring: &Ring<'_>, done: &mut Vec<Used>) {
+    if !done.is_empty() {
+        hand_back(vring, ring, done);
+        done.clear();
+    }
+}
+
+/// Publishes finished requests and notifies the guest if it wants that.
+fn hand_back(vring: &Vring, ring: &Ring<'_>, done: &[Used]) {
+    let mut state = vring.get_mut();
+    let queue = state.get_queue_mut();
+    let old = queue.next_used();
+    let new = ring.publish(old, done);
+    queue.set_next_used(new);
+    if ring.wants_notification(old, new)
+        && let Err(error) = state.signal_used_queue()
+    {
+        log::error!("cannot notify the guest: {error}");
+    }
+}
+
+/// Where the queue lies now.
+fn layout(state: &VringState<GuestMemoryAtomic<GuestMemory>>) -> RingLayout {
+    let queue = state.get_queue();
+    RingLayout {
+        size: queue.size(),
+        descriptors: queue.desc_table(),
+        available: queue.avail_ring(),
+        used: queue.used_ring(),
+        event_idx: queue.event_idx_enabled(),
+    }
+}
+
+/// Locks; a poisoned lock means that a thread died half way, so the process stops.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|_| std::process::abort())
+}

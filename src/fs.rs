@@ -1,0 +1,156 @@
+//! What a file system has to offer to be served: the seam between the protocol
+//! side (`server`) and the host side (`passthrough`).
+
+use std::ffi::CStr;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::fuse::abi::{Attr, StatfsOut};
+use crate::fuse::cursor::Name;
+use crate::fuse::dirent::DirPacker;
+use crate::fuse::op::{
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, ReadArgs,
+    RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+};
+use crate::guest::buffers::{Readable, Writable};
+use crate::id::{HandleId, NodeId};
+
+/// What an operation gives: its result or the errno that the guest hears.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Attributes and for how long the guest may trust them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// The attributes.
+    pub attr: Attr,
+    /// For how long they hold.
+    pub timeout: Duration,
+}
+
+/// A name that was found or made; the guest holds one look-up more of its node.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The node.
+    pub node: NodeId,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// For how long the name leads there.
+    pub timeout: Duration,
+}
+
+/// A file or directory that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: HandleId,
+    /// Bits of [`crate::fuse::flags::open`].
+    pub flags: u32,
+}
+
+/// The operations of a file system.
+///
+/// Every method may be called from several threads at once. Errors are those of
+/// the host's call; beside them `ESTALE` stands for a node that the guest does
+/// not hold and `EBADF` for a handle that is not one of the node.
+#[allow(missing_docs)]
+pub trait FileSystem: Send + Sync + 'static {
+    /// The features that this file system wants (bits of `fuse::flags::init`).
+    fn wanted_features(&self) -> u64;
+
+    /// A session begins with these features; what an earlier one held is dropped.
+    fn start(&self, features: u64);
+
+    /// The session is over: every node but the root and every handle is dropped.
+    fn stop(&self);
+
+    fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry>;
+    /// The guest holds `count` look-ups fewer. Counts beyond what it holds are
+    /// harmless.
+    fn forget(&self, node: NodeId, count: u64);
+    fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes>;
+    fn setattr(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes>;
+    fn readlink(&self, node: NodeId) -> Result<Vec<u8>>;
+    fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry>;
+    fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry>;
+    fn mkdir(&self, who: &Caller, parent: NodeId, args: &MkdirArgs<'_>) -> Result<Entry>;
+    fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
+    fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
+    fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()>;
+    fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry>;
+    fn open(&self, node: NodeId, flags: u32) -> Result<Opened>;
+    fn create(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &CreateArgs<'_>,
+    ) -> Result<(Entry, Opened)>;
+    /// Reads as much as there is room for in `into`.
+    fn read(&self, node: NodeId, args: &ReadArgs, into: &mut Writable<'_>) -> Result<()>;
+    /// Writes all of `from`; gives the bytes written.
+    fn write(&self, node: NodeId, args: &WriteArgs, from: &mut Readable<'_>) -> Result<u32>;
+    fn release(&self, node: NodeId, handle: HandleId) -> Result<()>;
+    fn flush(&self, node: NodeId, handle: HandleId) -> Result<()>;
+    fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
+    fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64>;
+    fn fallocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()>;
+    fn copy_file_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32>;
+    fn opendir(&self, node: NodeId, flags: u32) -> Result<Opened>;
+    /// Packs entries until there is no room for the next one.
+    fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()>;
+    /// As `readdir`, with a look-up of each entry.
+    fn readdirplus(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()>;
+    fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()>;
+    fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
+    fn statfs(&self, node: NodeId) -> Result<StatfsOut>;
+    fn syncfs(&self, node: NodeId) -> Result<()>;
+    fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()>;
+    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
+    /// The value, at most `size` bytes of it.
+    fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>>;
+    /// How long the value is.
+    fn getxattr_len(&self, node: NodeId, name: &CStr) -> Result<u32>;
+    /// The names, each with a NUL behind it, at most `size` bytes of them.
+    fn listxattr(&self, node: NodeId, size: u32) -> Result<Vec<u8>>;
+    /// How long the list is.
+    fn listxattr_len(&self, node: NodeId) -> Result<u32>;
+    fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()>;
+}
+
+impl Entry {
+    /// The entry as it lies on the wire.
+    pub fn to_wire(&self) -> crate::fuse::abi::EntryOut {
+        crate::fuse::abi::EntryOut {
+            nodeid: self.node.0,
+            generation: 0,
+            entry_valid: self.timeout.as_secs(),
+            entry_valid_nsec: self.timeout.subsec_nanos(),
+            attr_valid: self.attributes.timeout.as_secs(),
+            attr_valid_nsec: self.attributes.timeout.subsec_nanos(),
+            attr: self.attributes.attr,
+        }
+    }
+}
+
+impl Attributes {
+    /// The attributes as they lie on the wire.
+    pub fn to_wire(&self) -> crate::fuse::abi::AttrOut {
+        crate::fuse::abi::AttrOut {
+            attr_valid: self.timeout.as_secs(),
+            attr_valid_nsec: self.timeout.subsec_nanos(),
+            dummy: 0,
+            attr: self.attr,
+        }
+    }
+}
+
+impl Opened {
+    /// The handle as it lies on the wire.
+    pub fn to_wire(&self) -> crate::fuse::abi::OpenOut {
+        crate::fuse::abi::OpenOut {
+            fh: self.handle.0,
+            open_flags: self.flags,
+            backing_id: 0,
+        }
+    }
+}

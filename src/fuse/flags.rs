@@ -1,0 +1,91 @@
+//! The bit sets of the FUSE protocol, each as a module of constants.
+//!
+//! Values are those of `include/uapi/linux/fuse.h`.
+
+/// Bits of INIT: `flags` in the low 32 bits, `flags2` in the high ones.
+pub mod init {
+    /// Several reads of a file may be under way at once.
+    pub const ASYNC_READ: u64 = 1 << 0;
+    /// `O_TRUNC` is left to OPEN and CREATE.
+    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    /// Writes of more than 4 KiB.
+    pub const BIG_WRITES: u64 = 1 << 5;
+    /// Cached pages are dropped when the size or mtime changed on the host.
+    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
+    /// READDIRPLUS is there.
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    /// The guest may choose READDIR where it wants no attributes.
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
+    /// Direct I/O may be asynchronous.
+    pub const ASYNC_DIO: u64 = 1 << 15;
+    /// The guest gathers writes in its page cache.
+    pub const WRITEBACK_CACHE: u64 = 1 << 16;
+    /// LOOKUP and READDIR of one directory may be under way at once.
+    pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    /// `max_pages` of the reply is valid.
+    pub const MAX_PAGES: u64 = 1 << 22;
+    /// Mount points carry [`super::attr::SUBMOUNT`].
+    pub const SUBMOUNTS: u64 = 1 << 27;
+    /// `flags2` is valid, and the request is 64 bytes long.
+    pub const INIT_EXT: u64 = 1 << 30;
+    /// Creating requests carry the supplementary group that matters.
+    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    /// Files with `DIRECT_IO` may be mapped shared.
+    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+}
+
+/// Bits of `fuse_attr.flags`.
+pub mod attr {
+    /// The inode is the root of another mount.
+    pub const SUBMOUNT: u32 = 1 << 0;
+}
+
+/// Bits of `fuse_getattr_in.getattr_flags`.
+pub mod getattr {
+    /// `fh` is valid.
+    pub const FH: u32 = 1 << 0;
+}
+
+/// Bits of `fuse_setattr_in.valid`.
+pub mod setattr {
+    /// `mode` is set.
+    pub const MODE: u32 = 1 << 0;
+    /// `uid` is set.
+    pub const UID: u32 = 1 << 1;
+    /// `gid` is set.
+    pub const GID: u32 = 1 << 2;
+    /// `size` is set.
+    pub const SIZE: u32 = 1 << 3;
+    /// `atime` is set.
+    pub const ATIME: u32 = 1 << 4;
+    /// `mtime` is set.
+    pub const MTIME: u32 = 1 << 5;
+    /// `fh` is valid.
+    pub const FH: u32 = 1 << 6;
+    /// The access time becomes the host's present time.
+    pub const ATIME_NOW: u32 = 1 << 7;
+    /// The modification time becomes the host's present time.
+    pub const MTIME_NOW: u32 = 1 << 8;
+}
+
+/// Bits of `fuse_open_out.open_flags`.
+pub mod open {
+    /// The guest's page cache is not used.
+    pub const DIRECT_IO: u32 = 1 << 0;
+    /// What the guest has cached of the file stays.
+    pub const KEEP_CACHE: u32 = 1 << 1;
+    /// The guest may cache the directory's entries.
+    pub const CACHE_DIR: u32 = 1 << 3;
+}
+
+/// Bits of `fuse_write_in.write_flags`.
+pub mod write {
+    /// The guest's page cache writes back; the handle is a guess.
+    pub const CACHE: u32 = 1 << 0;
+}
+
+/// Bits of `fuse_fsync_in.fsync_flags`.
+pub mod fsync {
+    /// Only the data, as `fdatasync(2)`.
+    pub const DATA_ONLY: u32 = 1 << 0;
+}

@@ -1,0 +1,33 @@
+//! The FUSE protocol as bytes: wire structs, the table of operations, decoding
+//! of requests and packing of replies.
+//!
+//! Nothing here does I/O or knows where the bytes come from. Decoding is pure
+//! and total: any byte string gives an [`op::Op`] or a [`decode::Malformed`].
+
+pub mod abi;
+pub mod cursor;
+pub mod decode;
+pub mod dirent;
+pub mod extensions;
+pub mod flags;
+pub mod init;
+pub mod op;
+pub mod opcode;
+
+/// The only major version of the protocol that exists.
+pub const MAJOR_VERSION: u32 = 7;
+
+/// The newest minor version whose features are used (`DIRECT_IO_ALLOW_MMAP`).
+pub const MINOR_VERSION: u32 = 39;
+
+/// The oldest minor version that is served; older guests are refused at INIT.
+pub const OLDEST_MINOR_VERSION: u32 = 27;
+
+/// The longest name of a directory entry in bytes (`NAME_MAX`).
+pub const NAME_MAX: usize = 255;
+
+/// The longest target of a symbolic link in bytes, its NUL included (`PATH_MAX`).
+pub const PATH_MAX: usize = 4096;
+
+/// The largest value of an extended attribute in bytes (`XATTR_SIZE_MAX`).
+pub const XATTR_SIZE_MAX: usize = 65536;

@@ -1,0 +1,294 @@
+//! A decoded request: which operation, with arguments that have been checked.
+
+use std::ffi::CStr;
+
+use super::abi;
+use super::cursor::Name;
+use super::extensions::Extensions;
+use crate::id::{HandleId, NodeId};
+
+/// Whose request it is, and on which inode.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// The file-system uid of the calling process, as the guest numbers it.
+    pub uid: u32,
+    /// Its file-system gid.
+    pub gid: u32,
+    /// Its process id in the guest; for logs only.
+    pub pid: u32,
+}
+
+/// A time that SETATTR sets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SetTime {
+    /// Stays as it is.
+    Omit,
+    /// Becomes the host's present time.
+    Now,
+    /// Becomes this time: seconds and nanoseconds.
+    At(i64, u32),
+}
+
+/// What SETATTR changes; `None` stays as it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SetattrArgs {
+    /// An open file to act on.
+    pub handle: Option<HandleId>,
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: SetTime,
+    /// Modification time.
+    pub mtime: SetTime,
+}
+
+/// Arguments of MKNOD.
+#[derive(Clone, Copy, Debug)]
+pub struct MknodArgs<'a> {
+    /// The new name.
+    pub name: Name<'a>,
+    /// File type and permission bits.
+    pub mode: u32,
+    /// The device, in the kernel's encoding (`new_encode_dev`).
+    pub rdev: u32,
+    /// Extensions of the request.
+    pub extensions: Extensions,
+}
+
+/// Arguments of MKDIR.
+#[derive(Clone, Copy, Debug)]
+pub struct MkdirArgs<'a> {
+    /// The new name.
+    pub name: Name<'a>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Extensions of the request.
+    pub extensions: Extensions,
+}
+
+/// Arguments of SYMLINK.
+#[derive(Clone, Copy, Debug)]
+pub struct SymlinkArgs<'a> {
+    /// The new name.
+    pub name: Name<'a>,
+    /// What the link says; any bytes.
+    pub target: &'a CStr,
+    /// Extensions of the request.
+    pub extensions: Extensions,
+}
+
+/// Arguments of RENAME and RENAME2.
+#[derive(Clone, Copy, Debug)]
+pub struct RenameArgs<'a> {
+    /// The old name.
+    pub name: Name<'a>,
+    /// The directory that gets the new name.
+    pub new_parent: NodeId,
+    /// The new name.
+    pub new_name: Name<'a>,
+    /// Flags of `renameat2(2)`.
+    pub flags: u32,
+}
+
+/// Arguments of CREATE.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateArgs<'a> {
+    /// The new name.
+    pub name: Name<'a>,
+    /// Flags of `open(2)`.
+    pub flags: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Extensions of the request.
+    pub extensions: Extensions,
+}
+
+/// Arguments of READ, READDIR and READDIRPLUS.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ReadArgs {
+    /// The open file or directory stream.
+    pub handle: HandleId,
+    /// Where to begin: at most `i64::MAX` for READ, any cookie for READDIR.
+    pub offset: u64,
+    /// How many bytes of reply, its header not counted.
+    pub size: u32,
+}
+
+/// Arguments of WRITE; the data itself is still in guest memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WriteArgs {
+    /// The open file.
+    pub handle: HandleId,
+    /// Where to begin, at most `i64::MAX`.
+    pub offset: u64,
+    /// How many bytes.
+    pub size: u32,
+    /// Flags of [`super::flags::write`].
+    pub write_flags: u32,
+    /// The flags of `open(2)` that the guest's file has now.
+    pub flags: u32,
+}
+
+/// Arguments of SETXATTR.
+#[derive(Clone, Copy, Debug)]
+pub struct SetxattrArgs<'a> {
+    /// The attribute; any bytes.
+    pub name: &'a CStr,
+    /// Its value.
+    pub value: &'a [u8],
+    /// Flags of `setxattr(2)`.
+    pub flags: u32,
+}
+
+/// Arguments of FALLOCATE; offset and length are at most `i64::MAX`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FallocateArgs {
+    /// The open file.
+    pub handle: HandleId,
+    /// Where to begin.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// Mode of `fallocate(2)`.
+    pub mode: u32,
+}
+
+/// Arguments of COPY_FILE_RANGE; offsets are at most `i64::MAX`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CopyFileRangeArgs {
+    /// The open file to read.
+    pub handle_in: HandleId,
+    /// Where to begin reading.
+    pub offset_in: u64,
+    /// The inode to write.
+    pub node_out: NodeId,
+    /// The open file to write.
+    pub handle_out: HandleId,
+    /// Where to begin writing.
+    pub offset_out: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// Flags of `copy_file_range(2)`: none exists.
+    pub flags: u64,
+}
+
+/// What the guest offers at INIT.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct InitArgs {
+    /// Major version of the guest.
+    pub major: u32,
+    /// Minor version of the guest.
+    pub minor: u32,
+    /// The read-ahead that the guest wants, in bytes.
+    pub max_readahead: u32,
+    /// Bits of [`super::flags::init`].
+    pub flags: u64,
+}
+
+/// A decoded request.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub enum Op<'a> {
+    Lookup {
+        name: Name<'a>,
+    },
+    Forget {
+        count: u64,
+    },
+    /// `count` times [`abi::ForgetOne`] are still in guest memory.
+    BatchForget {
+        count: u32,
+    },
+    Getattr {
+        handle: Option<HandleId>,
+    },
+    Setattr(SetattrArgs),
+    Readlink,
+    Symlink(SymlinkArgs<'a>),
+    Mknod(MknodArgs<'a>),
+    Mkdir(MkdirArgs<'a>),
+    Unlink {
+        name: Name<'a>,
+    },
+    Rmdir {
+        name: Name<'a>,
+    },
+    Rename(RenameArgs<'a>),
+    Link {
+        node: NodeId,
+        name: Name<'a>,
+    },
+    Open {
+        flags: u32,
+    },
+    Read(ReadArgs),
+    Write(WriteArgs),
+    Statfs,
+    Release {
+        handle: HandleId,
+    },
+    Fsync {
+        handle: HandleId,
+        data_only: bool,
+    },
+    Setxattr(SetxattrArgs<'a>),
+    Getxattr {
+        name: &'a CStr,
+        size: u32,
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: &'a CStr,
+    },
+    Flush {
+        handle: HandleId,
+    },
+    Init(InitArgs),
+    Opendir {
+        flags: u32,
+    },
+    Readdir(ReadArgs),
+    Readdirplus(ReadArgs),
+    Releasedir {
+        handle: HandleId,
+    },
+    Fsyncdir {
+        handle: HandleId,
+        data_only: bool,
+    },
+    Access {
+        mask: u32,
+    },
+    Create(CreateArgs<'a>),
+    Interrupt {
+        unique: u64,
+    },
+    Destroy,
+    Fallocate(FallocateArgs),
+    Lseek {
+        handle: HandleId,
+        offset: u64,
+        whence: u32,
+    },
+    CopyFileRange(CopyFileRangeArgs),
+    Syncfs,
+}
+
+impl Caller {
+    /// The caller that a request header names.
+    pub fn of(header: &abi::InHeader) -> Self {
+        Self {
+            uid: header.uid,
+            gid: header.gid,
+            pid: header.pid,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Guest memory as the kernel's I/O calls want it, and the rings in it.
+//!
+//! The guest writes to this memory while we look at it, so a Rust reference to
+//! it never exists: there are raw vectors that live no longer than the guard of
+//! the memory map, and bytes that were copied out once before anyone parses
+//! them. Every write marks its pages for live migration where that was asked.
+#![allow(unsafe_code)]
+
+pub mod buffers;
+pub mod ring;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// The memory map of the guest: regions with a dirty log that may be absent.
+pub type GuestMemory = GuestMemoryMmap<BitmapMmapRegion>;
+
+/// The guest's memory together with whether writes into it are to be logged.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory<'m> {
+    map: &'m GuestMemory,
+    /// Read after each write: a write that ends after the front end switched
+    /// logging on is in the log.
+    logging: &'m AtomicBool,
+}
+
+impl<'m> Memory<'m> {
+    /// Joins a memory map and the switch of its log.
+    pub fn new(map: &'m GuestMemory, logging: &'m AtomicBool) -> Self {
+        Self { map, logging }
+    }
+
+    /// Where `len` bytes at guest address `address` lie in our address space,
+    /// and how many of them lie there without a gap (fewer at a region's end).
+    ///
+    /// `None` where no region has the address, or the first byte is past its end.
+    fn locate(&self, address: u64, len: usize) -> Option<(*mut u8, usize)> {
+        let (region, offset) = self.map.to_region_addr(vm_memory::GuestAddress(address))?;
+        let left = region.len().checked_sub(offset.0)?;
+        let host = region.get_host_address(offset).ok()?;
+        Some((host, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
+    }
+
+    /// Records that `len` bytes at host address `start` have changed.
+    fn mark_dirty(&self, start: *const u8, len: usize) {
+        if len == 0 || !self.logging.load(Ordering::Acquire) {
+            return;
+        }
+        for region in self.map.iter() {
+            let offset = (start as usize).wrapping_sub(region.as_ptr() as usize);
+            if offset < region.size() {
+                region.bitmap().mark_dirty(offset, len);
+            }
+        }
+    }
+}

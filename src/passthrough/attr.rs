@@ -1,0 +1,210 @@
+//! Attributes of nodes and of the file systems they are on.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use super::inode_store::Inode;
+use super::lookup::identify;
+use crate::fs::{Attributes, Result};
+use crate::fuse::abi::{Attr, StatfsOut};
+use crate::fuse::op::{Caller, SetTime, SetattrArgs};
+use crate::id::NodeId;
+use crate::sys::cpath::FdName;
+
+/// Permission bits, set-id and sticky included.
+const PERMISSION_BITS: u32 = 0o7777;
+
+/// Bits of the mask of `access(2)`.
+const MAY_EXECUTE: u32 = 1;
+const MAY_ALL: u32 = 7;
+
+/// The attributes as the guest takes them.
+pub(super) fn from_statx(stat: &Statx) -> Attr {
+    Attr {
+        ino: stat.stx_ino,
+        size: stat.stx_size,
+        blocks: stat.stx_blocks,
+        atime: stat.stx_atime.tv_sec.cast_unsigned(),
+        mtime: stat.stx_mtime.tv_sec.cast_unsigned(),
+        ctime: stat.stx_ctime.tv_sec.cast_unsigned(),
+        atimensec: stat.stx_atime.tv_nsec,
+        mtimensec: stat.stx_mtime.tv_nsec,
+        ctimensec: stat.stx_ctime.tv_nsec,
+        mode: stat.stx_mode.into(),
+        nlink: stat.stx_nlink,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        rdev: encode_device(stat.stx_rdev_major, stat.stx_rdev_minor),
+        blksize: stat.stx_blksize,
+        flags: 0,
+    }
+}
+
+/// A device number as the kernel passes it in 32 bits (`new_encode_dev`).
+fn encode_device(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The major and minor number of a device in that encoding.
+pub(super) fn decode_device(device: u32) -> (u32, u32) {
+    (
+        (device & 0xfff00) >> 8,
+        (device & 0xff) | ((device >> 12) & 0xfff00),
+    )
+}
+
+impl Passthrough {
+    /// GETATTR.
+    pub(super) fn attributes(&self, node: NodeId) -> Result<Attributes> {
+        let inode = self.node(node)?;
+        Ok(self.attributes_of(node, &identify(inode.as_fd())?))
+    }
+
+    /// SETATTR: each change by the call that a local process would use.
+    pub(super) fn set_attributes(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
+        let inode = self.node(node)?;
+        // The owner comes first: changing it drops the set-id bits, which the
+        // mode of the same request may set.
+        if args.uid.is_some() || args.gid.is_some() {
+            chown(&inode, args.uid, args.gid)?;
+        }
+        if let Some(mode) = args.mode {
+            let name = FdName::of(inode.as_fd());
+            let mode = Mode::from_raw_mode(mode & PERMISSION_BITS);
+            rustix::fs::chmodat(&self.proc_self_fd, name.as_c_str(), mode, AtFlags::empty())?;
+        }
+        if let Some(size) = args.size {
+            self.truncate(&inode, args, size)?;
+        }
+        if (args.atime, args.mtime) != (SetTime::Omit, SetTime::Omit) {
+            let times = Timestamps {
+                last_access: timespec(args.atime)?,
+                last_modification: timespec(args.mtime)?,
+            };
+            rustix::fs::utimensat(&*inode, c"", &times, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(self.attributes_of(node, &identify(inode.as_fd())?))
+    }
+
+    /// Changes the length, by the guest's own handle where it names one.
+    fn truncate(&self, inode: &Inode, args: &SetattrArgs, size: u64) -> Result<()> {
+        if let Some(handle) = args.handle {
+            return rustix::fs::ftruncate(self.handles.file(inode.id(), handle)?.as_fd(), size);
+        }
+        match inode.kind() {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::INVAL),
+        }
+        let file = self.reopen(inode.as_fd(), OFlags::WRONLY | OFlags::NONBLOCK)?;
+        rustix::fs::ftruncate(file, size)
+    }
+
+    /// STATFS.
+    pub(super) fn file_system_status(&self, node: NodeId) -> Result<StatfsOut> {
+        let status = rustix::fs::fstatvfs(&*self.node(node)?)?;
+        Ok(StatfsOut {
+            blocks: status.f_blocks,
+            bfree: status.f_bfree,
+            bavail: status.f_bavail,
+            files: status.f_files,
+            ffree: status.f_ffree,
+            bsize: status.f_bsize as u32,
+            namelen: status.f_namemax as u32,
+            frsize: status.f_frsize as u32,
+            ..StatfsOut::default()
+        })
+    }
+
+    /// ACCESS: only asked by a guest that leaves the checks to us.
+    pub(super) fn check_access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()> {
+        let attr = identify(self.node(node)?.as_fd())?.attr;
+        if mask & !MAY_ALL != 0 {
+            return Err(Errno::INVAL);
+        }
+        let shift = if who.uid == attr.uid {
+            6
+        } else if who.gid == attr.gid {
+            3
+        } else {
+            0
+        };
+        let granted = if who.uid == 0 {
+            let is_directory = FileType::from_raw_mode(attr.mode) == FileType::Directory;
+            let executable = is_directory || attr.mode & 0o111 != 0;
+            if executable {
+                MAY_ALL
+            } else {
+                MAY_ALL & !MAY_EXECUTE
+            }
+        } else {
+            attr.mode >> shift & MAY_ALL
+        };
+        if mask & !granted == 0 {
+            Ok(())
+        } else {
+            Err(Errno::ACCESS)
+        }
+    }
+}
+
+fn chown(inode: &Inode, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    // The id that means "no change" to the kernel cannot be asked for.
+    if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
+        return Err(Errno::INVAL);
+    }
+    let uid = uid.map(Uid::from_raw);
+    let gid = gid.map(Gid::from_raw);
+    rustix::fs::chownat(inode, c"", uid, gid, AtFlags::EMPTY_PATH)
+}
+
+fn timespec(time: SetTime) -> Result<Timespec> {
+    Ok(match time {
+        SetTime::Omit => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        SetTime::Now => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+        // Beyond a second lie the kernel's own special values.
+        SetTime::At(_, nanoseconds) if nanoseconds > 999_999_999 => return Err(Errno::INVAL),
+        SetTime::At(seconds, nanoseconds) => Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.into(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_wire() {
+        for (major, minor) in [(0, 0), (1, 3), (8, 255), (8, 256), (4095, 0xfffff)] {
+            assert_eq!(decode_device(encode_device(major, minor)), (major, minor));
+        }
+        assert_eq!(encode_device(1, 3), 0x103);
+        assert_eq!(encode_device(1, 0x12345), 0x1230_0145);
+    }
+
+    #[test]
+    fn the_special_values_of_the_kernel_cannot_be_smuggled_in() {
+        assert_eq!(
+            timespec(SetTime::At(1, UTIME_OMIT as u32)).unwrap_err(),
+            Errno::INVAL
+        );
+        assert_eq!(
+            timespec(SetTime::At(1, UTIME_NOW as u32)).unwrap_err(),
+            Errno::INVAL
+        );
+        assert!(timespec(SetTime::At(-1, 999_999_999)).is_ok());
+    }
+}

@@ -1,0 +1,212 @@
+//! Acting as the guest's user for one call.
+//!
+//! The identity of a thread is changed by a guard that undoes exactly what was
+//! done. If undoing fails, the process stops: serving the next request as the
+//! wrong user is worse.
+
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::fuse::extensions::Extensions;
+use crate::fuse::op::Caller;
+
+/// Who the daemon is when it acts for itself; the same for all its threads.
+#[derive(Debug)]
+pub struct Credentials {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    capabilities: CapabilitySets,
+}
+
+impl Credentials {
+    /// The identity of the calling thread, which all others share.
+    ///
+    /// # Errors
+    /// Those of `capget(2)` and `getgroups(2)`.
+    pub fn current() -> Result<Self, Errno> {
+        Ok(Self {
+            uid: geteuid(),
+            gid: getegid(),
+            groups: rustix::process::getgroups()?,
+            capabilities: capabilities(None)?,
+        })
+    }
+
+    /// Makes the calling thread act as the guest's user until the guard drops.
+    ///
+    /// A supplementary group that the guest names is taken on as the only one.
+    /// A guest that names none because it cannot keeps the right to override
+    /// permissions, which its own kernel has checked already.
+    ///
+    /// # Errors
+    /// Those of the calls that change the identity; then nothing is changed.
+    pub fn assume(&self, who: &Caller, extensions: &Extensions) -> Result<AsGuest<'_>, Errno> {
+        let mut guard = AsGuest {
+            own: self,
+            groups: false,
+            gid: false,
+            uid: false,
+        };
+        let uid = valid_uid(who.uid)?;
+        let gid = valid_gid(who.gid)?;
+        if uid == self.uid && gid == self.gid {
+            return Ok(guard);
+        }
+        // The groups are changed first: once the uid is not root we may no
+        // longer do it.
+        if let Some(Some(group)) = extensions.supplementary_group {
+            set_thread_groups(&[valid_gid(group)?])?;
+            guard.groups = true;
+        }
+        if gid != self.gid {
+            set_thread_res_gid(None, gid, None)?;
+            guard.gid = true;
+        }
+        if uid != self.uid {
+            set_thread_res_uid(None, uid, None)?;
+            guard.uid = true;
+            if self.uid.is_root() && extensions.supplementary_group.is_none() {
+                let effective = self.capabilities.effective & CapabilitySet::DAC_OVERRIDE;
+                set_capabilities(
+                    None,
+                    CapabilitySets {
+                        effective,
+                        ..self.capabilities
+                    },
+                )?;
+            }
+        }
+        Ok(guard)
+    }
+}
+
+/// The thread acts as the guest's user for as long as this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct AsGuest<'a> {
+    own: &'a Credentials,
+    groups: bool,
+    gid: bool,
+    uid: bool,
+}
+
+impl Drop for AsGuest<'_> {
+    fn drop(&mut self) {
+        // The uid comes first: it brings back the right to change the rest.
+        let undone = (|| {
+            if self.uid {
+                set_thread_res_uid(None, self.own.uid, None)?;
+            }
+            if self.gid {
+                set_thread_res_gid(None, self.own.gid, None)?;
+            }
+            if self.groups {
+                set_thread_groups(&self.own.groups)?;
+            }
+            Ok::<_, Errno>(())
+        })();
+        if let Err(errno) = undone {
+            log::error!("cannot become the daemon's own user again, stopping: {errno}");
+            std::process::abort();
+        }
+    }
+}
+
+/// `-1` means "no change" to the kernel and so cannot be anyone's id.
+fn valid_uid(raw: u32) -> Result<Uid, Errno> {
+    if raw == u32::MAX {
+        Err(Errno::INVAL)
+    } else {
+        Ok(Uid::from_raw(raw))
+    }
+}
+
+fn valid_gid(raw: u32) -> Result<Gid, Errno> {
+    if raw == u32::MAX {
+        Err(Errno::INVAL)
+    } else {
+        Ok(Gid::from_raw(raw))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(uid: u32, gid: u32) -> Caller {
+        Caller { uid, gid, pid: 1 }
+    }
+
+    /// Everything of the calling thread's identity that `assume` may touch.
+    fn identity() -> (u32, u32, Vec<u32>, CapabilitySet) {
+        let groups = rustix::process::getgroups().unwrap();
+        (
+            geteuid().as_raw(),
+            getegid().as_raw(),
+            groups.iter().map(|group| group.as_raw()).collect(),
+            capabilities(None).unwrap().effective,
+        )
+    }
+
+    #[test]
+    fn the_guests_user_is_assumed_and_given_up_again() {
+        let own = Credentials::current().unwrap();
+        let before = identity();
+        if !geteuid().is_root() {
+            let refused = own.assume(&caller(4242, 4343), &Extensions::default());
+            assert_eq!(refused.unwrap_err(), Errno::PERM);
+            assert_eq!(identity(), before);
+            return;
+        }
+        for group in [None, Some(None), Some(Some(4444))] {
+            let extensions = Extensions {
+                supplementary_group: group,
+            };
+            let guard = own.assume(&caller(4242, 4343), &extensions).unwrap();
+            let now = identity();
+            assert_eq!((now.0, now.1), (4242, 4343));
+            let expected = match group {
+                Some(Some(group)) => vec![group],
+                _ => before.2.clone(),
+            };
+            assert_eq!(now.2, expected);
+            let kept = if group.is_none() {
+                CapabilitySet::DAC_OVERRIDE
+            } else {
+                CapabilitySet::empty()
+            };
+            assert_eq!(now.3, kept);
+            drop(guard);
+            assert_eq!(identity(), before);
+        }
+    }
+
+    #[test]
+    fn root_of_the_guest_takes_on_no_group() {
+        let own = Credentials::current().unwrap();
+        let before = identity();
+        let extensions = Extensions {
+            supplementary_group: Some(Some(4444)),
+        };
+        let guard = own
+            .assume(&caller(before.0, before.1), &extensions)
+            .unwrap();
+        assert_eq!(identity(), before);
+        drop(guard);
+        assert_eq!(identity(), before);
+    }
+
+    #[test]
+    fn the_id_that_means_no_change_is_refused() {
+        let own = Credentials::current().unwrap();
+        for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
+            let refused = own.assume(&caller(uid, gid), &Extensions::default());
+            assert_eq!(refused.unwrap_err(), Errno::INVAL);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A cap on the descriptors that are held for the guest, so that the daemon
+//! keeps some for itself.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use rustix::io::Errno;
+
+/// How many descriptors the guest may still cause to be held.
+#[derive(Debug)]
+pub struct FdBudget {
+    left: AtomicUsize,
+    total: usize,
+    reported: AtomicBool,
+}
+
+impl FdBudget {
+    /// A budget of `total` descriptors.
+    pub fn new(total: usize) -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicUsize::new(total),
+            total,
+            reported: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes a place for one descriptor, before it is opened.
+    ///
+    /// # Errors
+    /// `ENFILE` when none is left; said once in the log.
+    pub fn reserve(self: &Arc<Self>) -> Result<Place, Errno> {
+        let taken = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            });
+        if taken.is_err() {
+            if !self.reported.swap(true, Ordering::Relaxed) {
+                log::warn!(
+                    "the guest holds all {} descriptors that it may; raise --rlimit-nofile",
+                    self.total
+                );
+            }
+            return Err(Errno::NFILE);
+        }
+        Ok(Place {
+            budget: Arc::clone(self),
+        })
+    }
+}
+
+/// A place for one descriptor; given back when dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Place {
+    budget: Arc<FdBudget>,
+}
+
+impl Place {
+    /// Fills the place.
+    pub fn hold(self, fd: OwnedFd) -> GuestFd {
+        GuestFd { fd, _place: self }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.budget.left.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A descriptor that is held for the guest.
+#[derive(Debug)]
+pub struct GuestFd {
+    // Closed before its place is given back: fields drop in this order.
+    fd: OwnedFd,
+    _place: Place,
+}
+
+impl AsFd for GuestFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_budget_says_enfile_until_a_place_is_free() {
+        let budget = FdBudget::new(2);
+        let first = budget.reserve().unwrap();
+        let second = budget
+            .reserve()
+            .unwrap()
+            .hold(std::fs::File::open("/").unwrap().into());
+        assert_eq!(budget.reserve().unwrap_err(), Errno::NFILE);
+        drop(second);
+        let third = budget.reserve().unwrap();
+        assert_eq!(budget.reserve().unwrap_err(), Errno::NFILE);
+        drop((first, third));
+        assert!(budget.reserve().is_ok());
+    }
+}

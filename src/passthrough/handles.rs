@@ -1,0 +1,173 @@
+//! Open files and directory streams of the guest.
+//!
+//! A handle is only ever looked up together with its node: a guest that mixes
+//! them up gets EBADF. Files need no lock, since all I/O names its offset; a
+//! directory stream has a position and so is behind a mutex.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use foldhash::fast::RandomState;
+use rustix::io::Errno;
+
+use super::dir::DirStream;
+use super::fd_budget::GuestFd;
+use super::inode_store::{read, write};
+use crate::id::{HandleId, NodeId};
+
+/// Shards of the map: queues that work on different files seldom meet.
+const SHARDS: usize = 16;
+
+/// A file or directory that the guest has open.
+#[derive(Debug)]
+pub struct Handle {
+    node: NodeId,
+    fd: GuestFd,
+    /// The position, for a directory.
+    stream: Option<Mutex<DirStream>>,
+}
+
+impl Handle {
+    /// An open file.
+    pub fn file(node: NodeId, fd: GuestFd) -> Self {
+        Self {
+            node,
+            fd,
+            stream: None,
+        }
+    }
+
+    /// An open directory.
+    pub fn directory(node: NodeId, fd: GuestFd) -> Self {
+        Self {
+            node,
+            fd,
+            stream: Some(Mutex::default()),
+        }
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+type Shard = RwLock<HashMap<HandleId, Arc<Handle>, RandomState>>;
+
+/// All handles of a session.
+#[derive(Debug)]
+pub struct Handles {
+    shards: Vec<Shard>,
+    next_id: AtomicU64,
+}
+
+impl Handles {
+    /// No handles.
+    pub fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            next_id: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds an open file or directory; its number is never given twice.
+    pub fn insert(&self, handle: Handle) -> HandleId {
+        let id = HandleId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        write(self.shard(id)).insert(id, Arc::new(handle));
+        id
+    }
+
+    /// An open file of this node.
+    ///
+    /// # Errors
+    /// `EBADF` if it is none.
+    pub fn file(&self, node: NodeId, id: HandleId) -> Result<Arc<Handle>, Errno> {
+        self.get(node, id)
+            .filter(|handle| handle.stream.is_none())
+            .ok_or(Errno::BADF)
+    }
+
+    /// An open directory of this node, for work that has no position.
+    ///
+    /// # Errors
+    /// `EBADF` if it is none.
+    pub fn directory(&self, node: NodeId, id: HandleId) -> Result<Arc<Handle>, Errno> {
+        self.get(node, id)
+            .filter(|handle| handle.stream.is_some())
+            .ok_or(Errno::BADF)
+    }
+
+    /// Closes an open file or directory of this node.
+    ///
+    /// # Errors
+    /// `EBADF` if it is none.
+    pub fn remove(&self, node: NodeId, id: HandleId) -> Result<(), Errno> {
+        self.get(node, id).ok_or(Errno::BADF)?;
+        let removed = write(self.shard(id)).remove(&id);
+        removed.map(drop).ok_or(Errno::BADF)
+    }
+
+    /// Closes everything.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let dropped = std::mem::take(&mut *write(shard));
+            drop(dropped);
+        }
+    }
+
+    fn get(&self, node: NodeId, id: HandleId) -> Option<Arc<Handle>> {
+        read(self.shard(id))
+            .get(&id)
+            .filter(|handle| handle.node == node)
+            .cloned()
+    }
+
+    #[allow(clippy::indexing_slicing)] // There are SHARDS shards, and the index is below.
+    fn shard(&self, id: HandleId) -> &Shard {
+        &self.shards[id.0 as usize % SHARDS]
+    }
+}
+
+impl Handle {
+    /// The position of a directory; `None` for a file.
+    pub fn stream(&self) -> Option<&Mutex<DirStream>> {
+        self.stream.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fd_budget::FdBudget;
+    use super::*;
+
+    fn fd() -> GuestFd {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        FdBudget::new(1).reserve().unwrap().hold(file.into())
+    }
+
+    #[test]
+    fn a_handle_is_known_only_with_its_node_and_kind() {
+        let handles = Handles::new();
+        let file = handles.insert(Handle::file(NodeId(5), fd()));
+        let dir = handles.insert(Handle::directory(NodeId(6), fd()));
+        assert!(handles.file(NodeId(5), file).is_ok());
+        assert!(handles.directory(NodeId(6), dir).is_ok());
+        for (node, id) in [(6, file), (5, dir), (5, HandleId(99))] {
+            assert_eq!(handles.file(NodeId(node), id).unwrap_err(), Errno::BADF);
+            assert_eq!(handles.remove(NodeId(node), id).unwrap_err(), Errno::BADF);
+        }
+        assert_eq!(handles.directory(NodeId(5), file).unwrap_err(), Errno::BADF);
+        assert_eq!(handles.file(NodeId(6), dir).unwrap_err(), Errno::BADF);
+    }
+
+    #[test]
+    fn a_second_release_is_ebadf() {
+        let handles = Handles::new();
+        let id = handles.insert(Handle::file(NodeId(5), fd()));
+        assert_eq!(handles.remove(NodeId(5), id), Ok(()));
+        assert_eq!(handles.remove(NodeId(5), id), Err(Errno::BADF));
+    }
+}

@@ -1,0 +1,135 @@
+//! Data of open files: straight between the file and guest memory.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use crate::fs::Result;
+use crate::fuse::flags::{init, write};
+use crate::fuse::op::{CopyFileRangeArgs, FallocateArgs, ReadArgs, WriteArgs};
+use crate::guest::buffers::{Readable, Writable};
+use crate::id::{HandleId, NodeId};
+use crate::sys::vectored::RWF_APPEND;
+
+/// The most that one COPY_FILE_RANGE copies (`MAX_RW_COUNT` of the kernel).
+const MAX_COPY_BYTES: u64 = 0x7fff_f000;
+
+/// FSYNC and FSYNCDIR.
+///
+/// # Errors
+/// Those of `fsync(2)`.
+pub(super) fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
+    if data_only {
+        rustix::fs::fdatasync(fd)
+    } else {
+        rustix::fs::fsync(fd)
+    }
+}
+
+impl Passthrough {
+    /// READ.
+    pub(super) fn read_file(
+        &self,
+        node: NodeId,
+        args: &ReadArgs,
+        into: &mut Writable<'_>,
+    ) -> Result<()> {
+        let file = self.handles.file(node, args.handle)?;
+        let mut offset = args.offset;
+        // A short answer reads as the end of the file in the guest, so it may
+        // not come from anything else: an error behind good data must be seen.
+        while !into.is_empty() {
+            let n = into.fill_from(file.as_fd(), offset, 0)?;
+            if n == 0 {
+                break;
+            }
+            offset += n as u64;
+        }
+        Ok(())
+    }
+
+    /// WRITE.
+    pub(super) fn write_file(
+        &self,
+        node: NodeId,
+        args: &WriteArgs,
+        from: &mut Readable<'_>,
+    ) -> Result<u32> {
+        let file = self.handles.file(node, args.handle)?;
+        let from_cache = args.write_flags & write::CACHE != 0;
+        let appends = args.flags & OFlags::APPEND.bits() != 0
+            && !from_cache
+            && !self.has(init::WRITEBACK_CACHE);
+        let flags = if appends { RWF_APPEND } else { 0 };
+        let mut written = 0;
+        while !from.is_empty() {
+            match from.write_to(file.as_fd(), args.offset + u64::from(written), flags) {
+                Ok(0) => break,
+                Ok(n) => written += n as u32,
+                // The process that writes hears how much was written and asks
+                // again; the page cache has nobody who would, so it must fail.
+                Err(_) if written > 0 && !from_cache => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(written)
+    }
+
+    /// LSEEK: asked for holes and data only, but any position is harmless.
+    pub(super) fn seek(
+        &self,
+        node: NodeId,
+        handle: HandleId,
+        offset: u64,
+        whence: u32,
+    ) -> Result<u64> {
+        let file = self.handles.file(node, handle)?;
+        let signed = offset.cast_signed();
+        let to = match whence.cast_signed() {
+            libc::SEEK_SET => SeekFrom::Start(offset),
+            libc::SEEK_CUR => SeekFrom::Current(signed),
+            libc::SEEK_END => SeekFrom::End(signed),
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL),
+        };
+        rustix::fs::seek(file.as_fd(), to)
+    }
+
+    /// FALLOCATE.
+    pub(super) fn allocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()> {
+        let file = self.handles.file(node, args.handle)?;
+        let mode = FallocateFlags::from_bits_retain(args.mode);
+        rustix::fs::fallocate(file.as_fd(), mode, args.offset, args.length)
+    }
+
+    /// COPY_FILE_RANGE; gives the bytes copied.
+    pub(super) fn copy_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
+        if args.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let from = self.handles.file(node, args.handle_in)?;
+        let to = self.handles.file(args.node_out, args.handle_out)?;
+        let (mut offset_in, mut offset_out) = (args.offset_in, args.offset_out);
+        let length = args.length.min(MAX_COPY_BYTES) as usize;
+        let copied = rustix::fs::copy_file_range(
+            from.as_fd(),
+            Some(&mut offset_in),
+            to.as_fd(),
+            Some(&mut offset_out),
+            length,
+        )?;
+        Ok(copied as u32)
+    }
+
+    /// SYNCFS: everything of the file system that the node is on.
+    pub(super) fn sync_file_system(&self, node: NodeId) -> Result<()> {
+        let inode = self.node(node)?;
+        if inode.kind() != rustix::fs::FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        rustix::fs::syncfs(self.reopen(inode.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)
+    }
+}

@@ -1,0 +1,120 @@
+//! From a name to a node.
+//!
+//! A name is asked for its identity first: one call where the guest holds the
+//! node already. Only a new one is opened, and then identified by what was
+//! opened, since the name may mean another file by then.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use super::attr;
+use super::inode_store::{Inode, InodeKey};
+use crate::fs::{Attributes, Entry, Result};
+use crate::fuse::abi::Attr;
+use crate::fuse::cursor::Name;
+use crate::fuse::flags;
+use crate::id::NodeId;
+
+/// A file as the host shows it.
+pub(super) struct Found {
+    pub(super) key: InodeKey,
+    pub(super) kind: FileType,
+    pub(super) attr: Attr,
+    /// Whether it is the root of a mount.
+    pub(super) is_mount_root: bool,
+}
+
+impl From<Statx> for Found {
+    fn from(stat: Statx) -> Self {
+        Self {
+            key: InodeKey {
+                device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+                ino: stat.stx_ino,
+                mount: stat.stx_mnt_id,
+            },
+            kind: FileType::from_raw_mode(stat.stx_mode.into()),
+            attr: attr::from_statx(&stat),
+            is_mount_root: stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        }
+    }
+}
+
+/// What is asked of the host about a file: what a reply needs and its identity.
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+
+/// Identifies an open file.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::statx(fd, c"", flags, WANTED)?.into())
+}
+
+/// Identifies a name without opening it.
+fn identify_name(parent: &Inode, name: &CStr) -> Result<Found> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(parent, name, flags, WANTED)?.into())
+}
+
+impl Passthrough {
+    /// LOOKUP.
+    pub(super) fn look_up(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        self.look_up_beneath(&*self.node(parent)?, name.as_c_str())
+    }
+
+    /// Finds a name in a directory and counts a look-up of its node.
+    pub(super) fn look_up_beneath(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+        let found = identify_name(parent, name)?;
+        match self.inodes.acquire(&found.key) {
+            Some(node) => Ok(self.entry(node, &found)),
+            None => self.look_up_new(parent, name),
+        }
+    }
+
+    /// As [`Passthrough::look_up_beneath`], for a name that is probably new.
+    pub(super) fn look_up_new(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+        let place = self.budget.reserve()?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let found = identify(fd.as_fd())?;
+        let node = self.inodes.insert(found.key, found.kind, place.hold(fd));
+        Ok(self.entry(node, &found))
+    }
+
+    /// What the guest hears of a node.
+    pub(super) fn entry(&self, node: NodeId, found: &Found) -> Entry {
+        Entry {
+            node,
+            attributes: self.attributes_of(node, found),
+            timeout: self.timeout(),
+        }
+    }
+
+    /// The attributes of a node, marked where it is a mount of its own.
+    pub(super) fn attributes_of(&self, node: NodeId, found: &Found) -> Attributes {
+        let mut attr = found.attr;
+        if found.is_mount_root && node != NodeId::ROOT && self.has(flags::init::SUBMOUNTS) {
+            attr.flags |= flags::attr::SUBMOUNT;
+        }
+        Attributes {
+            attr,
+            timeout: self.timeout(),
+        }
+    }
+
+    /// Counts a look-up of a node that is open at `fd`, however it was reached.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`; `ESTALE` where the guest does not hold the node any
+    /// more.
+    pub(super) fn acquire_open(&self, fd: impl AsFd) -> Result<Entry> {
+        let found = identify(fd.as_fd())?;
+        let node = self.inodes.acquire(&found.key).ok_or(Errno::STALE)?;
+        Ok(self.entry(node, &found))
+    }
+}

@@ -1,0 +1,326 @@
+//! The host side: a directory tree of the host, served as it is.
+//!
+//! Every node that the guest holds is an `O_PATH` descriptor; names are only
+//! ever resolved one at a time beneath one of them, so a path that the guest
+//! could bend does not exist. What runs on behalf of a guest's user is done as
+//! that user (`credentials`); the guest's own kernel has checked permissions
+//! before it asks.
+
+mod attr;
+mod credentials;
+mod dir;
+mod fd_budget;
+mod handles;
+mod inode_store;
+mod io;
+mod lookup;
+mod namespace;
+mod open;
+mod xattr;
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::config::{CachePolicy, Config};
+use crate::fs::{Attributes, Entry, FileSystem, Opened, Result};
+use crate::fuse::abi::StatfsOut;
+use crate::fuse::cursor::Name;
+use crate::fuse::dirent::DirPacker;
+use crate::fuse::flags::init as features;
+use crate::fuse::op::{
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, ReadArgs,
+    RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+};
+use crate::guest::buffers::{Readable, Writable};
+use crate::id::{HandleId, NodeId};
+use crate::sys::cpath::FdName;
+use credentials::Credentials;
+use fd_budget::FdBudget;
+use handles::Handles;
+use inode_store::{Inode, InodeStore};
+
+/// A directory tree of the host.
+#[derive(Debug)]
+pub struct Passthrough {
+    config: Config,
+    credentials: Credentials,
+    /// `/proc/self/fd`, through which a descriptor is opened again.
+    proc_self_fd: OwnedFd,
+    budget: Arc<FdBudget>,
+    inodes: InodeStore,
+    handles: Handles,
+    /// What INIT settled: bits of `fuse::flags::init`.
+    features: AtomicU64,
+}
+
+impl Passthrough {
+    /// Serves the tree below `shared_dir`, holding at most `fd_budget`
+    /// descriptors for the guest.
+    ///
+    /// Sets the umask of the process to 0: the guest's kernel applies the mask
+    /// of the process that creates something.
+    ///
+    /// # Errors
+    /// When the directory or `/proc/self/fd` cannot be opened.
+    pub fn new(shared_dir: &Path, config: Config, fd_budget: usize) -> anyhow::Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let proc_self_fd = rustix::fs::openat(
+            CWD,
+            c"/proc/self/fd",
+            flags | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
+        .context("cannot open /proc/self/fd; is /proc mounted?")?;
+        let root = rustix::fs::openat(CWD, shared_dir, flags | OFlags::DIRECTORY, Mode::empty())
+            .with_context(|| {
+                format!("cannot open the shared directory {}", shared_dir.display())
+            })?;
+        let credentials =
+            Credentials::current().context("cannot read the credentials of this process")?;
+        let found = lookup::identify(root.as_fd()).with_context(|| {
+            format!(
+                "cannot read the attributes of the shared directory {}",
+                shared_dir.display()
+            )
+        })?;
+        let budget = FdBudget::new(fd_budget);
+        let place = budget
+            .reserve()
+            .context("no descriptor is left for the shared directory")?;
+        rustix::process::umask(Mode::empty());
+        Ok(Self {
+            config,
+            credentials,
+            proc_self_fd,
+            inodes: InodeStore::new(found.key, found.kind, place.hold(root)),
+            budget,
+            handles: Handles::new(),
+            features: AtomicU64::new(0),
+        })
+    }
+
+    /// `/proc/self/fd`, which a serving thread makes its working directory.
+    pub fn proc_self_fd(&self) -> BorrowedFd<'_> {
+        self.proc_self_fd.as_fd()
+    }
+
+    /// The node of a number.
+    fn node(&self, id: NodeId) -> Result<Arc<Inode>> {
+        self.inodes.get(id).ok_or(Errno::STALE)
+    }
+
+    /// Opens a file again, with other flags, by its descriptor.
+    ///
+    /// The caller has made sure that this is a regular file or a directory, or
+    /// opens with `O_PATH`: opening anything else would act on a device.
+    fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+        let name = FdName::of(fd);
+        let flags = (flags | OFlags::CLOEXEC) - OFlags::NOFOLLOW;
+        rustix::fs::openat(&self.proc_self_fd, name.as_c_str(), flags, Mode::empty())
+    }
+
+    /// Whether INIT settled a feature.
+    fn has(&self, feature: u64) -> bool {
+        self.features.load(Ordering::Relaxed) & feature != 0
+    }
+
+    /// For how long the guest may trust names and attributes.
+    fn timeout(&self) -> Duration {
+        self.config.cache.timeout()
+    }
+}
+
+impl FileSystem for Passthrough {
+    fn wanted_features(&self) -> u64 {
+        let config = &self.config;
+        let when = |wanted: bool, feature| if wanted { feature } else { 0 };
+        let readdirplus = config.readdirplus && config.cache != CachePolicy::Never;
+        features::ASYNC_READ
+            | features::ATOMIC_O_TRUNC
+            | features::BIG_WRITES
+            | features::AUTO_INVAL_DATA
+            | features::ASYNC_DIO
+            | features::PARALLEL_DIROPS
+            | features::MAX_PAGES
+            | features::INIT_EXT
+            | features::CREATE_SUPP_GROUP
+            | when(
+                readdirplus,
+                features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,
+            )
+            | when(config.writeback, features::WRITEBACK_CACHE)
+            | when(config.announce_submounts, features::SUBMOUNTS)
+            | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
+    }
+
+    fn start(&self, agreed: u64) {
+        if self.config.announce_submounts && agreed & features::SUBMOUNTS == 0 {
+            // This line has no log prefix: management software knows it so.
+            eprintln!("Warning: Cannot announce submounts, client does not support it");
+        }
+        self.features.store(agreed, Ordering::Relaxed);
+    }
+
+    fn stop(&self) {
+        self.handles.clear();
+        self.inodes.clear();
+        self.features.store(0, Ordering::Relaxed);
+    }
+
+    fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        self.look_up(parent, name)
+    }
+
+    fn forget(&self, node: NodeId, count: u64) {
+        self.inodes.forget(node, count);
+    }
+
+    fn getattr(&self, node: NodeId, _handle: Option<HandleId>) -> Result<Attributes> {
+        self.attributes(node)
+    }
+
+    fn setattr(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
+        self.set_attributes(node, args)
+    }
+
+    fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        self.read_link(node)
+    }
+
+    fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry> {
+        self.make_symlink(who, parent, args)
+    }
+
+    fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry> {
+        self.make_node(who, parent, args)
+    }
+
+    fn mkdir(&self, who: &Caller, parent: NodeId, args: &MkdirArgs<'_>) -> Result<Entry> {
+        self.make_directory(who, parent, args)
+    }
+
+    fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        self.remove(parent, name, rustix::fs::AtFlags::empty())
+    }
+
+    fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        self.remove(parent, name, rustix::fs::AtFlags::REMOVEDIR)
+    }
+
+    fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
+        self.move_entry(parent, args)
+    }
+
+    fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        self.make_link(node, parent, name)
+    }
+
+    fn open(&self, node: NodeId, flags: u32) -> Result<Opened> {
+        self.open_file(node, flags)
+    }
+
+    fn create(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &CreateArgs<'_>,
+    ) -> Result<(Entry, Opened)> {
+        self.create_file(who, parent, args)
+    }
+
+    fn read(&self, node: NodeId, args: &ReadArgs, into: &mut Writable<'_>) -> Result<()> {
+        self.read_file(node, args, into)
+    }
+
+    fn write(&self, node: NodeId, args: &WriteArgs, from: &mut Readable<'_>) -> Result<u32> {
+        self.write_file(node, args, from)
+    }
+
+    fn release(&self, node: NodeId, handle: HandleId) -> Result<()> {
+        self.handles.remove(node, handle)
+    }
+
+    fn flush(&self, node: NodeId, handle: HandleId) -> Result<()> {
+        self.flush_file(node, handle)
+    }
+
+    fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
+        io::sync(self.handles.file(node, handle)?.as_fd(), data_only)
+    }
+
+    fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
+        self.seek(node, handle, offset, whence)
+    }
+
+    fn fallocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()> {
+        self.allocate(node, args)
+    }
+
+    fn copy_file_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
+        self.copy_range(node, args)
+    }
+
+    fn opendir(&self, node: NodeId, _flags: u32) -> Result<Opened> {
+        self.open_directory(node)
+    }
+
+    fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
+        self.read_directory(node, args, dir::Look::Names, into)
+    }
+
+    fn readdirplus(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
+        self.read_directory(node, args, dir::Look::Entries, into)
+    }
+
+    fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()> {
+        self.handles.remove(node, handle)
+    }
+
+    fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
+        io::sync(self.handles.directory(node, handle)?.as_fd(), data_only)
+    }
+
+    fn statfs(&self, node: NodeId) -> Result<StatfsOut> {
+        self.file_system_status(node)
+    }
+
+    fn syncfs(&self, node: NodeId) -> Result<()> {
+        self.sync_file_system(node)
+    }
+
+    fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()> {
+        self.check_access(who, node, mask)
+    }
+
+    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
+        self.set_xattr(node, args)
+    }
+
+    fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {
+        self.get_xattr(node, name, size)
+    }
+
+    fn getxattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
+        self.get_xattr_len(node, name)
+    }
+
+    fn listxattr(&self, node: NodeId, size: u32) -> Result<Vec<u8>> {
+        self.list_xattrs(node, size)
+    }
+
+    fn listxattr_len(&self, node: NodeId) -> Result<u32> {
+        self.list_xattrs_len(node)
+    }
+
+    fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()> {
+        self.remove_xattr(node, name)
+    }
+}

@@ -1,0 +1,128 @@
+//! Making, moving and removing names.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use super::attr::decode_device;
+use super::inode_store::Inode;
+use crate::fs::{Entry, Result};
+use crate::fuse::cursor::Name;
+use crate::fuse::extensions::Extensions;
+use crate::fuse::op::{Caller, MkdirArgs, MknodArgs, RenameArgs, SymlinkArgs};
+use crate::id::NodeId;
+use crate::sys::cpath::FdName;
+
+impl Passthrough {
+    /// Makes something in a directory as the guest's user and looks it up.
+    fn make(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        name: Name<'_>,
+        extensions: &Extensions,
+        call: impl FnOnce(&Inode, &CStr) -> Result<()>,
+    ) -> Result<Entry> {
+        let parent = self.node(parent)?;
+        // Without a descriptor for the new node nothing is made.
+        drop(self.budget.reserve()?);
+        {
+            let _as_guest = self.credentials.assume(who, extensions)?;
+            call(&parent, name.as_c_str())?;
+        }
+        self.look_up_new(&parent, name.as_c_str())
+    }
+
+    /// MKDIR.
+    pub(super) fn make_directory(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &MkdirArgs<'_>,
+    ) -> Result<Entry> {
+        let mode = Mode::from_raw_mode(args.mode & 0o7777);
+        self.make(who, parent, args.name, &args.extensions, |parent, name| {
+            rustix::fs::mkdirat(parent, name, mode)
+        })
+    }
+
+    /// MKNOD.
+    pub(super) fn make_node(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &MknodArgs<'_>,
+    ) -> Result<Entry> {
+        let kind = FileType::from_raw_mode(args.mode);
+        if matches!(
+            kind,
+            FileType::Unknown | FileType::Directory | FileType::Symlink
+        ) {
+            return Err(Errno::INVAL);
+        }
+        let mode = Mode::from_raw_mode(args.mode & 0o7777);
+        let (major, minor) = decode_device(args.rdev);
+        self.make(who, parent, args.name, &args.extensions, |parent, name| {
+            rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
+        })
+    }
+
+    /// SYMLINK.
+    pub(super) fn make_symlink(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &SymlinkArgs<'_>,
+    ) -> Result<Entry> {
+        self.make(who, parent, args.name, &args.extensions, |parent, name| {
+            rustix::fs::symlinkat(args.target, parent, name)
+        })
+    }
+
+    /// LINK: another name for a node that the guest holds.
+    pub(super) fn make_link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        let inode = self.node(node)?;
+        let parent = self.node(parent)?;
+        // Through /proc, since linking a descriptor itself takes a capability.
+        rustix::fs::linkat(
+            &self.proc_self_fd,
+            FdName::of(inode.as_fd()).as_c_str(),
+            &*parent,
+            name.as_c_str(),
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
+        match self.acquire_open(&*inode) {
+            // Forgotten by another queue meanwhile.
+            Err(Errno::STALE) => self.look_up_new(&parent, name.as_c_str()),
+            entry => entry,
+        }
+    }
+
+    /// UNLINK and RMDIR.
+    pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
+        rustix::fs::unlinkat(&*self.node(parent)?, name.as_c_str(), flags)
+    }
+
+    /// RENAME and RENAME2.
+    pub(super) fn move_entry(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
+        rustix::fs::renameat_with(
+            &*self.node(parent)?,
+            args.name.as_c_str(),
+            &*self.node(args.new_parent)?,
+            args.new_name.as_c_str(),
+            RenameFlags::from_bits_retain(args.flags),
+        )
+    }
+
+    /// READLINK.
+    pub(super) fn read_link(&self, node: NodeId) -> Result<Vec<u8>> {
+        let inode = self.node(node)?;
+        if inode.kind() != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        Ok(rustix::fs::readlinkat(&*inode, c"", Vec::new())?.into_bytes())
+    }
+}

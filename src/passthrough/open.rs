@@ -1,0 +1,182 @@
+//! Opening and creating files, and what the guest may cache of them.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use super::handles::Handle;
+use super::inode_store::Inode;
+use super::lookup::identify;
+use crate::config::CachePolicy;
+use crate::fs::{Entry, Opened, Result};
+use crate::fuse::flags::{self, init};
+use crate::fuse::op::{Caller, CreateArgs};
+use crate::id::{HandleId, NodeId};
+
+/// The flags of the guest's `open(2)` that reach the host; `O_APPEND` does not:
+/// each WRITE says whether it appends.
+const PASSED_ON: OFlags = OFlags::ACCMODE
+    .union(OFlags::TRUNC)
+    .union(OFlags::DSYNC)
+    .union(OFlags::SYNC)
+    .union(OFlags::DIRECT)
+    .union(OFlags::NOATIME)
+    .union(OFlags::LARGEFILE);
+
+/// What the guest may cache of an open file and of an open directory.
+fn cache_flags(policy: CachePolicy) -> (u32, u32) {
+    use flags::open::{CACHE_DIR, DIRECT_IO, KEEP_CACHE};
+    match policy {
+        CachePolicy::Never => (DIRECT_IO, 0),
+        CachePolicy::Metadata => (DIRECT_IO, KEEP_CACHE | CACHE_DIR),
+        CachePolicy::Auto => (0, 0),
+        CachePolicy::Always => (KEEP_CACHE, KEEP_CACHE | CACHE_DIR),
+    }
+}
+
+impl Passthrough {
+    /// The flags with which the host opens a file for the guest.
+    fn host_flags(&self, guest: u32) -> OFlags {
+        let mut flags = OFlags::from_bits_retain(guest) & PASSED_ON;
+        // The guest's page cache reads what it writes a part of, and knows by
+        // itself where the end is.
+        if self.has(init::WRITEBACK_CACHE) && flags & OFlags::ACCMODE == OFlags::WRONLY {
+            flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
+        }
+        if !self.config.allow_direct_io {
+            flags -= OFlags::DIRECT;
+        }
+        if !self.config.preserve_noatime {
+            flags -= OFlags::NOATIME;
+        }
+        flags
+    }
+
+    /// OPEN.
+    pub(super) fn open_file(&self, node: NodeId, guest_flags: u32) -> Result<Opened> {
+        let inode = self.node(node)?;
+        // Only a regular file is opened by content: a device, fifo or socket of
+        // the guest's making must not become one of the host's.
+        match inode.kind() {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            FileType::Symlink => return Err(Errno::LOOP),
+            _ => return Err(Errno::PERM),
+        }
+        let place = self.budget.reserve()?;
+        let file = self.reopen(inode.as_fd(), self.host_flags(guest_flags))?;
+        Ok(self.opened_file(Handle::file(node, place.hold(file))))
+    }
+
+    /// OPENDIR.
+    pub(super) fn open_directory(&self, node: NodeId) -> Result<Opened> {
+        let inode = self.node(node)?;
+        if inode.kind() != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let place = self.budget.reserve()?;
+        let directory = self.reopen(inode.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let handle = self
+            .handles
+            .insert(Handle::directory(node, place.hold(directory)));
+        Ok(Opened {
+            handle,
+            flags: cache_flags(self.config.cache).1,
+        })
+    }
+
+    fn opened_file(&self, handle: Handle) -> Opened {
+        let handle = self.handles.insert(handle);
+        Opened {
+            handle,
+            flags: cache_flags(self.config.cache).0,
+        }
+    }
+
+    /// CREATE: makes the file as the guest's user, or opens the one that is
+    /// there.
+    pub(super) fn create_file(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &CreateArgs<'_>,
+    ) -> Result<(Entry, Opened)> {
+        let parent = self.node(parent)?;
+        let exclusive = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = (self.host_flags(args.flags) - OFlags::TRUNC) | exclusive;
+        let mode = Mode::from_raw_mode(args.mode & 0o7777);
+        let places = (self.budget.reserve()?, self.budget.reserve()?);
+        let created = {
+            let _as_guest = self.credentials.assume(who, &args.extensions)?;
+            rustix::fs::openat(&*parent, args.name.as_c_str(), flags, mode)
+        };
+        match created {
+            Ok(file) => self.enter_created(&parent, args, file, places),
+            Err(Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {
+                drop(places);
+                self.open_existing(&parent, args)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Makes a node and a handle of a file that was just created.
+    fn enter_created(
+        &self,
+        parent: &Inode,
+        args: &CreateArgs<'_>,
+        file: OwnedFd,
+        places: (super::fd_budget::Place, super::fd_budget::Place),
+    ) -> Result<(Entry, Opened)> {
+        let entered = identify(file.as_fd())
+            .and_then(|found| Ok((found, self.reopen(file.as_fd(), OFlags::PATH)?)));
+        let (found, path) = match entered {
+            Ok(entered) => entered,
+            Err(errno) => {
+                // Nothing stays behind of a file that the guest never hears of.
+                let _ = rustix::fs::unlinkat(parent, args.name.as_c_str(), AtFlags::empty());
+                return Err(errno);
+            }
+        };
+        let node = self
+            .inodes
+            .insert(found.key, found.kind, places.0.hold(path));
+        let opened = self.opened_file(Handle::file(node, places.1.hold(file)));
+        Ok((self.entry(node, &found), opened))
+    }
+
+    /// Opens a file that another was quicker to create.
+    fn open_existing(&self, parent: &Inode, args: &CreateArgs<'_>) -> Result<(Entry, Opened)> {
+        let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
+        match self.open_file(entry.node, args.flags) {
+            Ok(opened) => Ok((entry, opened)),
+            Err(errno) => {
+                self.inodes.forget(entry.node, 1);
+                Err(errno)
+            }
+        }
+    }
+
+    /// FLUSH: closing a copy makes the host report what it has kept back.
+    pub(super) fn flush_file(&self, node: NodeId, handle: HandleId) -> Result<()> {
+        let file = self.handles.file(node, handle)?;
+        let copy = rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?;
+        crate::sys::close(copy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_cache_policies() {
+        // Direct I/O is bit 0, keep the cache bit 1, cache the directory bit 3.
+        assert_eq!(cache_flags(CachePolicy::Never), (1, 0));
+        assert_eq!(cache_flags(CachePolicy::Metadata), (1, 2 | 8));
+        assert_eq!(cache_flags(CachePolicy::Auto), (0, 0));
+        assert_eq!(cache_flags(CachePolicy::Always), (2, 2 | 8));
+    }
+}

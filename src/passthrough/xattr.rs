@@ -1,0 +1,120 @@
+//! Extended attributes, as bytes.
+//!
+//! The calls take a path and no descriptor serves them all, so they go by the
+//! descriptor's name in `/proc/self/fd`, which is the working directory of
+//! every thread that serves.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::Passthrough;
+use crate::fs::Result;
+use crate::fuse::XATTR_SIZE_MAX;
+use crate::fuse::op::SetxattrArgs;
+use crate::id::NodeId;
+use crate::sys::cpath::FdName;
+
+/// The bytes of the longest list of names (`XATTR_LIST_MAX`).
+const XATTR_LIST_MAX: usize = 65536;
+
+/// POSIX ACLs: the guest's kernel would not enforce them, so they are not there.
+fn is_hidden(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"system.posix_acl_access" | b"system.posix_acl_default"
+    )
+}
+
+impl Passthrough {
+    /// Calls with the path of a node, if extended attributes are served.
+    fn with_xattr_target<T>(
+        &self,
+        node: NodeId,
+        call: impl FnOnce(&CStr) -> Result<T>,
+    ) -> Result<T> {
+        if !self.config.xattr {
+            return Err(Errno::NOSYS);
+        }
+        let inode = self.node(node)?;
+        crate::sys::thread::settle_in(&self.proc_self_fd)?;
+        call(FdName::of(inode.as_fd()).as_c_str())
+    }
+
+    /// As above, for one attribute.
+    fn with_xattr<T>(
+        &self,
+        node: NodeId,
+        name: &CStr,
+        call: impl FnOnce(&CStr) -> Result<T>,
+    ) -> Result<T> {
+        self.with_xattr_target(node, |path| {
+            if is_hidden(name.to_bytes()) {
+                Err(Errno::NOTSUP)
+            } else {
+                call(path)
+            }
+        })
+    }
+
+    /// SETXATTR.
+    pub(super) fn set_xattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
+        let flags = XattrFlags::from_bits_retain(args.flags);
+        self.with_xattr(node, args.name, |path| {
+            rustix::fs::setxattr(path, args.name, args.value, flags)
+        })
+    }
+
+    /// GETXATTR.
+    pub(super) fn get_xattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {
+        self.with_xattr(node, name, |path| {
+            let mut value = vec![0; (size as usize).min(XATTR_SIZE_MAX)];
+            let len = rustix::fs::getxattr(path, name, value.as_mut_slice())?;
+            value.truncate(len);
+            Ok(value)
+        })
+    }
+
+    /// GETXATTR with a size of 0.
+    pub(super) fn get_xattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
+        self.with_xattr(node, name, |path| {
+            Ok(rustix::fs::getxattr(path, name, [0; 0].as_mut_slice())? as u32)
+        })
+    }
+
+    /// LISTXATTR.
+    pub(super) fn list_xattrs(&self, node: NodeId, size: u32) -> Result<Vec<u8>> {
+        let list = self.visible_xattrs(node)?;
+        if list.len() > size as usize {
+            Err(Errno::RANGE)
+        } else {
+            Ok(list)
+        }
+    }
+
+    /// LISTXATTR with a size of 0.
+    pub(super) fn list_xattrs_len(&self, node: NodeId) -> Result<u32> {
+        Ok(self.visible_xattrs(node)?.len() as u32)
+    }
+
+    fn visible_xattrs(&self, node: NodeId) -> Result<Vec<u8>> {
+        self.with_xattr_target(node, |path| {
+            let mut list = vec![0; XATTR_LIST_MAX];
+            let len = rustix::fs::listxattr(path, list.as_mut_slice())?;
+            list.truncate(len);
+            Ok(list
+                .split_inclusive(|byte| *byte == 0)
+                .filter(|name| !is_hidden(name.strip_suffix(b"\0").unwrap_or(name)))
+                .flatten()
+                .copied()
+                .collect())
+        })
+    }
+
+    /// REMOVEXATTR.
+    pub(super) fn remove_xattr(&self, node: NodeId, name: &CStr) -> Result<()> {
+        self.with_xattr(node, name, |path| rustix::fs::removexattr(path, name))
+    }
+}

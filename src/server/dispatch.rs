@@ -1,0 +1,208 @@
+//! One arm per operation: its arguments to the file system, its result to the
+//! reply.
+
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::Server;
+use crate::fs::{Entry, FileSystem};
+use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, LseekOut, WriteOut};
+use crate::fuse::dirent::DirPacker;
+use crate::fuse::init::{Negotiation, negotiate};
+use crate::fuse::op::{Caller, InitArgs, Op, ReadArgs};
+use crate::guest::buffers::{Readable, Writable};
+use crate::id::NodeId;
+
+/// The most bytes of one READDIR or READDIRPLUS reply.
+const MAX_DIR_REPLY: usize = 1 << 20;
+
+impl<F: FileSystem> Server<F> {
+    /// Lets the file system work and writes what it gives behind the header.
+    pub(super) fn dispatch(
+        &self,
+        header: &InHeader,
+        op: Op<'_>,
+        packed: &mut Vec<u8>,
+        request: &mut Readable<'_>,
+        reply: &mut Writable<'_>,
+    ) -> Result<(), Errno> {
+        let fs = &self.fs;
+        let node = NodeId(header.nodeid);
+        let who = &Caller::of(header);
+        match op {
+            Op::Lookup { name } => put_entry(reply, &fs.lookup(node, name)?),
+            Op::Forget { count } => {
+                fs.forget(node, count);
+                Ok(())
+            }
+            Op::BatchForget { count } => {
+                self.batch_forget(count, request);
+                Ok(())
+            }
+            Op::Getattr { handle } => put(reply, &fs.getattr(node, handle)?.to_wire()),
+            Op::Setattr(args) => put(reply, &fs.setattr(node, &args)?.to_wire()),
+            Op::Readlink => put_bytes(reply, &fs.readlink(node)?),
+            Op::Symlink(args) => put_entry(reply, &fs.symlink(who, node, &args)?),
+            Op::Mknod(args) => put_entry(reply, &fs.mknod(who, node, &args)?),
+            Op::Mkdir(args) => put_entry(reply, &fs.mkdir(who, node, &args)?),
+            Op::Unlink { name } => fs.unlink(node, name),
+            Op::Rmdir { name } => fs.rmdir(node, name),
+            Op::Rename(args) => fs.rename(node, &args),
+            Op::Link {
+                node: existing,
+                name,
+            } => put_entry(reply, &fs.link(existing, node, name)?),
+            Op::Open { flags } => put(reply, &fs.open(node, flags)?.to_wire()),
+            Op::Opendir { flags } => put(reply, &fs.opendir(node, flags)?.to_wire()),
+            Op::Create(args) => {
+                let (entry, opened) = fs.create(who, node, &args)?;
+                put_entry(reply, &entry)?;
+                put(reply, &opened.to_wire())
+            }
+            Op::Read(args) => {
+                reply.limit(args.size as usize);
+                fs.read(node, &args, reply)
+            }
+            Op::Write(args) => {
+                if request.len() < args.size as usize {
+                    return Err(Errno::INVAL);
+                }
+                request.limit(args.size as usize);
+                let size = fs.write(node, &args, request)?;
+                put(reply, &WriteOut { size, padding: 0 })
+            }
+            Op::Statfs => put(reply, &fs.statfs(node)?),
+            Op::Release { handle } => fs.release(node, handle),
+            Op::Releasedir { handle } => fs.releasedir(node, handle),
+            Op::Fsync { handle, data_only } => fs.fsync(node, handle, data_only),
+            Op::Fsyncdir { handle, data_only } => fs.fsyncdir(node, handle, data_only),
+            Op::Flush { handle } => fs.flush(node, handle),
+            Op::Setxattr(args) => fs.setxattr(node, &args),
+            Op::Getxattr { name, size: 0 } => put_len(reply, fs.getxattr_len(node, name)?),
+            Op::Getxattr { name, size } => put_bytes(reply, &fs.getxattr(node, name, size)?),
+            Op::Listxattr { size: 0 } => put_len(reply, fs.listxattr_len(node)?),
+            Op::Listxattr { size } => put_bytes(reply, &fs.listxattr(node, size)?),
+            Op::Removexattr { name } => fs.removexattr(node, name),
+            Op::Init(args) => self.init(&args, reply),
+            Op::Readdir(args) => self.readdir(node, &args, packed, reply),
+            Op::Readdirplus(args) => self.readdirplus(node, &args, packed, reply),
+            Op::Access { mask } => fs.access(who, node, mask),
+            Op::Interrupt { unique } => {
+                // The guest's kernel does not send it over virtio; a request that
+                // cannot be interrupted simply goes on.
+                log::debug!("request {unique} was not interrupted");
+                Ok(())
+            }
+            Op::Destroy => {
+                self.end_session();
+                Ok(())
+            }
+            Op::Fallocate(args) => fs.fallocate(node, &args),
+            Op::Lseek {
+                handle,
+                offset,
+                whence,
+            } => {
+                let offset = fs.lseek(node, handle, offset, whence)?;
+                put(reply, &LseekOut { offset })
+            }
+            Op::CopyFileRange(args) => {
+                let size = fs.copy_file_range(node, &args)?;
+                put(reply, &WriteOut { size, padding: 0 })
+            }
+            Op::Syncfs => fs.syncfs(node),
+        }
+    }
+
+    /// Settles the features and begins a session.
+    fn init(&self, args: &InitArgs, reply: &mut Writable<'_>) -> Result<(), Errno> {
+        match negotiate(args, self.fs.wanted_features()) {
+            Negotiation::AskAgain(out) => put(reply, &out),
+            Negotiation::TooOld => {
+                log::error!(
+                    "the guest speaks FUSE {}.{}, but 7.27 is needed: use a kernel of 4.20 or newer",
+                    args.major,
+                    args.minor
+                );
+                Err(Errno::PROTO)
+            }
+            Negotiation::Agreed(out, features) => {
+                log::debug!("the guest offers {args:?}, agreed on {features:#x}");
+                // A guest that crashed and came back never said DESTROY.
+                self.end_session();
+                self.fs.start(features);
+                self.in_session.store(true, Ordering::Release);
+                put(reply, &out)
+            }
+        }
+    }
+
+    /// Forgets node by node, as many as were promised and are there.
+    fn batch_forget(&self, count: u32, request: &mut Readable<'_>) {
+        let mut one = [0; size_of::<ForgetOne>()];
+        for _ in 0..count {
+            if request.copy_out(&mut one) < one.len() {
+                break;
+            }
+            if let Ok(forget) = ForgetOne::read_from_bytes(&one) {
+                self.fs.forget(NodeId(forget.nodeid), forget.nlookup);
+            }
+        }
+    }
+
+    fn readdir(
+        &self,
+        node: NodeId,
+        args: &ReadArgs,
+        packed: &mut Vec<u8>,
+        reply: &mut Writable<'_>,
+    ) -> Result<(), Errno> {
+        let limit = reply.len().min(args.size as usize).min(MAX_DIR_REPLY);
+        self.fs
+            .readdir(node, args, &mut DirPacker::new(packed, limit, false))?;
+        put_bytes(reply, packed)
+    }
+
+    fn readdirplus(
+        &self,
+        node: NodeId,
+        args: &ReadArgs,
+        packed: &mut Vec<u8>,
+        reply: &mut Writable<'_>,
+    ) -> Result<(), Errno> {
+        let limit = reply.len().min(args.size as usize).min(MAX_DIR_REPLY);
+        self.fs
+            .readdirplus(node, args, &mut DirPacker::new(packed, limit, true))?;
+        put_bytes(reply, packed)
+    }
+}
+
+/// Writes a struct; `handle` made sure that there is room.
+fn put(reply: &mut Writable<'_>, value: &(impl IntoBytes + Immutable)) -> Result<(), Errno> {
+    put_bytes(reply, value.as_bytes())
+}
+
+fn put_entry(reply: &mut Writable<'_>, entry: &Entry) -> Result<(), Errno> {
+    put(reply, &entry.to_wire())
+}
+
+fn put_len(reply: &mut Writable<'_>, len: u32) -> Result<(), Errno> {
+    put(
+        reply,
+        &GetxattrOut {
+            size: len,
+            padding: 0,
+        },
+    )
+}
+
+/// Writes bytes whole or not at all.
+fn put_bytes(reply: &mut Writable<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    if bytes.len() > reply.len() {
+        return Err(Errno::INVAL);
+    }
+    reply.copy_in(bytes);
+    Ok(())
+}

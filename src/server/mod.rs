@@ -1,0 +1,155 @@
+//! The protocol side: from the buffers of one request to the bytes of its reply.
+//!
+//! [`Server::handle`] copies the request out of guest memory once, decodes it,
+//! lets the file system work and puts the header in front of the reply. Whatever
+//! the guest sends, the outcome is a reply, an errno, or a used length of 0; none
+//! of them ends the serving of later requests.
+
+mod dispatch;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::fs::FileSystem;
+use crate::fuse::abi::{InHeader, OutHeader};
+use crate::fuse::decode::decode;
+use crate::fuse::opcode::{Answer, Body, Opcode, Pace};
+use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
+use crate::guest::buffers::{Readable, Writable};
+
+/// Bytes of the longest fixed struct, rounded up.
+const MAX_FIXED_BODY: usize = 128;
+
+/// Bytes of the longest body that is copied out: names, an attribute value or
+/// a link's target, and extensions. What is longer is cut and so malformed.
+const MAX_BODY: usize = 2 * (NAME_MAX + 1) + PATH_MAX + 2 * XATTR_SIZE_MAX;
+
+/// Buffers that a serving thread keeps from one request to the next.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The body of the request.
+    body: Vec<u8>,
+    /// A reply that is packed before it is copied into guest memory.
+    reply: Vec<u8>,
+}
+
+/// Serves the requests of one device over a file system.
+#[derive(Debug)]
+pub struct Server<F> {
+    fs: F,
+    /// Whether INIT was answered and DESTROY was not.
+    in_session: AtomicBool,
+}
+
+impl<F: FileSystem> Server<F> {
+    /// A server without a session: the first request has to be INIT.
+    pub fn new(fs: F) -> Self {
+        Self {
+            fs,
+            in_session: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends the session, if there is one: the device was reset.
+    pub fn end_session(&self) {
+        if self.in_session.swap(false, Ordering::AcqRel) {
+            self.fs.stop();
+        }
+    }
+
+    /// Serves one request; gives the bytes written into its reply buffers.
+    ///
+    /// `before_slow` is called once before an operation that may wait for the
+    /// host's disk.
+    pub fn handle(
+        &self,
+        scratch: &mut Scratch,
+        mut request: Readable<'_>,
+        mut reply: Writable<'_>,
+        before_slow: impl FnOnce(),
+    ) -> u32 {
+        let mut bytes = [0; size_of::<InHeader>()];
+        if request.copy_out(&mut bytes) < bytes.len() {
+            log::debug!("a request of less than a header was dropped");
+            return 0;
+        }
+        let Ok(header) = InHeader::read_from_bytes(&bytes) else {
+            return 0;
+        };
+        let opcode = Opcode::from_wire(header.opcode);
+        let answer = opcode.map_or(Answer::Bytes(0), Opcode::answer);
+        let front = match answer {
+            Answer::Never => None,
+            _ => match reply.reserve::<{ size_of::<OutHeader>() }>() {
+                Some(front) => Some(front),
+                None => {
+                    log::debug!("request {header:?} has no room for a reply");
+                    return 0;
+                }
+            },
+        };
+        let room = reply.len();
+        let result = match (opcode, answer) {
+            (None, _) => Err(Errno::NOSYS),
+            (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL),
+            (Some(opcode), _) => {
+                if opcode.pace() == Pace::Slow {
+                    before_slow();
+                }
+                self.serve(scratch, opcode, &header, &mut request, &mut reply)
+            }
+        };
+        let Some(front) = front else { return 0 };
+        let (len, error) = match result {
+            Ok(()) => (reply.written(), 0),
+            Err(errno) => (0, -errno.raw_os_error()),
+        };
+        log::trace!("{header:?} -> {len} bytes, error {error}");
+        let len = (size_of::<OutHeader>() + len) as u32;
+        let mut bytes = [0; size_of::<OutHeader>()];
+        bytes.copy_from_slice(
+            OutHeader {
+                len,
+                error,
+                unique: header.unique,
+            }
+            .as_bytes(),
+        );
+        front.write(&bytes);
+        len
+    }
+
+    /// Copies the body out, decodes it and lets the file system work.
+    fn serve(
+        &self,
+        scratch: &mut Scratch,
+        opcode: Opcode,
+        header: &InHeader,
+        request: &mut Readable<'_>,
+        reply: &mut Writable<'_>,
+    ) -> Result<(), Errno> {
+        let stated = (header.len as usize)
+            .checked_sub(size_of::<InHeader>())
+            .filter(|len| *len <= request.len())
+            .ok_or(Errno::INVAL)?;
+        request.limit(stated);
+        let body_len = match opcode.body() {
+            Body::Fixed => stated.min(MAX_FIXED_BODY),
+            Body::Names => stated.min(MAX_BODY),
+            Body::Payload(fixed) => stated.min(fixed),
+        };
+        let Scratch {
+            body,
+            reply: packed,
+        } = scratch;
+        body.resize(body_len, 0);
+        request.copy_out(body);
+        let op = decode(opcode, header, body)?;
+        if !self.in_session.load(Ordering::Acquire) && opcode != Opcode::Init {
+            return Err(Errno::IO);
+        }
+        self.dispatch(header, op, packed, request, reply)
+    }
+}

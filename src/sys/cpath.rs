@@ -1,0 +1,61 @@
+//! The name of a descriptor inside `/proc/self/fd`: a formatted integer and
+//! nothing else, so no name of the guest's can get into it.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Room for the digits of any descriptor and a NUL.
+const CAPACITY: usize = 12;
+
+/// A descriptor's number as a C string, without allocating.
+#[derive(Clone, Copy, Debug)]
+pub struct FdName {
+    text: [u8; CAPACITY],
+    start: usize,
+}
+
+impl FdName {
+    /// Names `fd`.
+    pub fn of(fd: BorrowedFd<'_>) -> Self {
+        let mut text = [0; CAPACITY];
+        let mut rest = fd.as_raw_fd().unsigned_abs();
+        let mut start = CAPACITY - 1;
+        for (position, place) in text.iter_mut().enumerate().rev().skip(1) {
+            *place = b'0' + (rest % 10) as u8;
+            start = position;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        Self { text, start }
+    }
+
+    /// The name for a system call.
+    pub fn as_c_str(&self) -> &CStr {
+        self.text
+            .get(self.start..)
+            .and_then(|text| CStr::from_bytes_with_nul(text).ok())
+            .unwrap_or(c"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn the_name_is_the_number() {
+        let first = std::fs::File::open("/").unwrap();
+        let high = rustix::io::fcntl_dupfd_cloexec(&first, 1000).unwrap();
+        for fd in [
+            std::os::fd::AsFd::as_fd(&first),
+            std::os::fd::AsFd::as_fd(&high),
+        ] {
+            let expected = fd.as_raw_fd().to_string();
+            assert_eq!(FdName::of(fd).as_c_str().to_str().unwrap(), expected);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! System calls that the libraries in use do not offer in the shape needed.
+//!
+//! Together with `guest` the only place where `unsafe` may stand.
+
+pub mod cpath;
+pub mod thread;
+pub mod vectored;
+
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+/// Closes a descriptor and says what `close(2)` says, which a drop keeps to
+/// itself.
+///
+/// # Errors
+/// Those of `close(2)`; the descriptor is gone all the same.
+#[allow(unsafe_code)]
+pub fn close(fd: OwnedFd) -> Result<(), Errno> {
+    // SAFETY: the descriptor was owned, and its owner has just given it up.
+    unsafe { rustix::io::try_close(fd.into_raw_fd()) }
+}
