@@ -3,10 +3,11 @@
 #
 # usage: many.sh COUNT CREATE
 set -euo pipefail
-(cd from-host && ls -f) | grep -v '^\.' >/tmp/names
-[[ $(wc -l </tmp/names) == "$1" ]]
-[[ $(sort -u /tmp/names | wc -l) == "$1" ]]
-[[ $(find from-host -name 'file-*' -size 0 -printf '%i\n' | sort -u | wc -l) == "$1" ]]
+ls -f1i from-host | grep 'file-' >/tmp/entries
+[[ $(wc -l </tmp/entries) == "$1" ]]
+for field in 1 2; do
+    [[ $(awk -v field=$field '{ print $field }' /tmp/entries | sort -u | wc -l) == "$1" ]]
+done
 mkdir from-guest
 cd from-guest
 seq -f 'file-%.0f' "$2" | xargs touch

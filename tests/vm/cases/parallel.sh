@@ -7,20 +7,20 @@ set -euo pipefail
 
 [[ $(nproc) == "$1" ]]
 # One interrupt for each request queue.
-queues=$(grep -c 'virtio[0-9]*-requests' /proc/interrupts)
+queues=$(grep -c 'virtio[0-9]*-requests\.' /proc/interrupts)
 [[ $queues == "$2" ]] || {
     echo "$queues request queues instead of $2" >&2
     exit 1
 }
 
-writers=8 rounds=40
+writers=8 rounds=10
 mkdir names
 truncate -s $((writers * rounds * 4096)) regions
 : >lines
 
 write() { # WRITER
     local round
-    head -c 163840 /dev/zero | tr '\0' "$1" >"/tmp/block-$1"
+    head -c 40960 /dev/zero | tr '\0' "$1" >"/tmp/block-$1"
     for ((round = 0; round < rounds; round++)); do
         head -c 4096 "/tmp/block-$1" >>"own-$1"
         dd if="/tmp/block-$1" of=regions bs=4096 count=1 seek=$((round * writers + $1)) \
