@@ -22,8 +22,11 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
-use super::config_space::{self, Tag};
+use super::config_space::{self, TAG_BYTES};
 use super::queue::{Queue, Vring, Workspace};
 use super::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
 use crate::fs::FileSystem;
@@ -34,8 +37,9 @@ use crate::sys;
 /// How the device is set up.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
-    /// The tag for the configuration space; without one there is none.
-    pub tag: Option<Tag>,
+    /// The tag, padded with NUL, for the configuration space; without one there
+    /// is none.
+    pub tag: Option<[u8; TAG_BYTES]>,
     /// Request queues: 1 to [`MAX_REQUEST_QUEUES`].
     pub request_queues: usize,
     /// Threads that serve requests out of order; 0 for the queues' own threads.
@@ -212,6 +216,10 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn queues_per_thread(&self) -> Vec<u64> {
         (0..self.queues.len()).map(|index| 1 << index).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::CLOEXEC).ok()
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {

@@ -9,7 +9,7 @@ mod daemon;
 mod queue;
 
 pub use backend::{Device, DeviceOptions};
-pub use config_space::{MAX_TAG_BYTES, Tag};
+pub use config_space::TAG_BYTES;
 pub use daemon::serve;
 
 /// The most request queues: with the high-priority queue and the front end's

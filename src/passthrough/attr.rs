@@ -68,6 +68,8 @@ impl Passthrough {
     /// SETATTR: each change by the call that a local process would use.
     pub(super) fn set_attributes(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
         let inode = self.node(node)?;
+        args.handle
+            .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
         // The owner comes first: changing it drops the set-id bits, which the
         // mode of the same request may set.
         if args.uid.is_some() || args.gid.is_some() {

@@ -100,12 +100,20 @@ impl Handles {
             .ok_or(Errno::BADF)
     }
 
+    /// Makes sure that this is a handle of this node.
+    ///
+    /// # Errors
+    /// `EBADF` if it is none.
+    pub fn check(&self, node: NodeId, id: HandleId) -> Result<(), Errno> {
+        self.get(node, id).map(drop).ok_or(Errno::BADF)
+    }
+
     /// Closes an open file or directory of this node.
     ///
     /// # Errors
     /// `EBADF` if it is none.
     pub fn remove(&self, node: NodeId, id: HandleId) -> Result<(), Errno> {
-        self.get(node, id).ok_or(Errno::BADF)?;
+        self.check(node, id)?;
         let removed = write(self.shard(id)).remove(&id);
         removed.map(drop).ok_or(Errno::BADF)
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Passthrough;
@@ -127,9 +127,9 @@ impl Passthrough {
     /// SYNCFS: everything of the file system that the node is on.
     pub(super) fn sync_file_system(&self, node: NodeId) -> Result<()> {
         let inode = self.node(node)?;
-        if inode.kind() != rustix::fs::FileType::Directory {
-            return Err(Errno::NOTDIR);
+        if !matches!(inode.kind(), FileType::Directory | FileType::RegularFile) {
+            return Err(Errno::INVAL);
         }
-        rustix::fs::syncfs(self.reopen(inode.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)
+        rustix::fs::syncfs(self.reopen(inode.as_fd(), OFlags::RDONLY)?)
     }
 }

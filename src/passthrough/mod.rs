@@ -183,7 +183,10 @@ impl FileSystem for Passthrough {
         self.inodes.forget(node, count);
     }
 
-    fn getattr(&self, node: NodeId, _handle: Option<HandleId>) -> Result<Attributes> {
+    fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
+        // What the handle would tell is what the node tells; that it is one is
+        // checked all the same.
+        handle.map_or(Ok(()), |handle| self.handles.check(node, handle))?;
         self.attributes(node)
     }
 

@@ -151,7 +151,17 @@ impl Passthrough {
     fn open_existing(&self, parent: &Inode, args: &CreateArgs<'_>) -> Result<(Entry, Opened)> {
         let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
         match self.open_file(entry.node, args.flags) {
-            Ok(opened) => Ok((entry, opened)),
+            Ok(opened) => {
+                // Opening may have cut it.
+                let attributes = self.attributes(entry.node).unwrap_or(entry.attributes);
+                Ok((
+                    Entry {
+                        attributes,
+                        ..entry
+                    },
+                    opened,
+                ))
+            }
             Err(errno) => {
                 self.inodes.forget(entry.node, 1);
                 Err(errno)

@@ -80,7 +80,7 @@ impl Passthrough {
     /// GETXATTR with a size of 0.
     pub(super) fn get_xattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
         self.with_xattr(node, name, |path| {
-            Ok(rustix::fs::getxattr(path, name, [0; 0].as_mut_slice())? as u32)
+            Ok(rustix::fs::getxattr_query(path, name)? as u32)
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Together with `guest` the only place where `unsafe` may stand.
 
+pub mod adopt_fd;
 pub mod cpath;
 pub mod thread;
 pub mod vectored;

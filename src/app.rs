@@ -1,0 +1,124 @@
+//! From the parsed command line to serving, in the order that safety needs.
+//!
+//! 1. A passed descriptor is adopted before anything else opens one.
+//! 2. Everything that can be checked is checked while nothing exists yet.
+//! 3. The pid file and the socket are made, and removed however it ends.
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use rustix::io::Errno;
+
+use crate::cli::{Options, Settings, SocketChoice, Tag, later};
+use crate::device::{self, DeviceOptions};
+use crate::logging;
+use crate::passthrough::Passthrough;
+use crate::process::limits::{self, Needs};
+use crate::process::own_files::{OwnFiles, RemoveOnExit};
+use crate::process::signals;
+use crate::process::socket::{SocketPlace, adopt_listener};
+
+/// What management software is told that this program can do.
+const CAPABILITIES: &str = r#"{
+  "type": "fs",
+  "features": [
+    "migrate-precopy",
+    "posix-acl-negotiation-mode",
+    "security-label-negotiation-mode",
+    "separate-options"
+  ]
+}
+"#;
+
+/// Does what the command line asks for, until the front end goes away.
+///
+/// # Errors
+/// One error that tells the operator what went wrong, not yet logged.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    if options.print_capabilities {
+        return std::io::stdout()
+            .write_all(CAPABILITIES.as_bytes())
+            .context("cannot print the capabilities");
+    }
+    let adopted = options.fd.map(adopt_listener);
+    logging::init(options.effective_log_level(), options.syslog);
+
+    let remove_on_exit = RemoveOnExit(OwnFiles::default());
+    signals::remove_files_on_signal(remove_on_exit.0.clone())?;
+
+    let settings = options.settings()?;
+    check_shared_dir(&settings.shared_dir)?;
+    options.warn_about_deprecated();
+    later::refuse(&options)?;
+    // The socket's path is looked at before the limit is changed, and made
+    // after it: a limit that is too low leaves nothing behind.
+    let socket = match &settings.socket {
+        SocketChoice::Fd(_) => None,
+        SocketChoice::Path { path, group } => Some(SocketPlace::find(path, group.as_deref())?),
+    };
+    let needs = Needs {
+        thread_pool_size: settings.thread_pool_size,
+        request_queues: settings.num_request_queues,
+    };
+    let adopted = adopted.transpose()?;
+    let guest_descriptors = limits::limit_open_files(settings.rlimit_nofile, needs)?;
+
+    let listener = match (adopted, socket) {
+        (Some(listener), _) => listener,
+        (None, Some(place)) => place.listen(&remove_on_exit.0)?,
+        (None, None) => bail!("no socket to listen on: give --socket-path or --fd"),
+    };
+    serve(listener, &settings, guest_descriptors)
+}
+
+fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
+    if path.as_os_str().is_empty() {
+        bail!("the path of the shared directory is empty; name one with --shared-dir");
+    }
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => bail!("{shown} is not a directory; only a directory can be shared"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            bail!("{shown} does not exist; make it, or name another directory with --shared-dir")
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot look at {shown}")),
+    }
+}
+
+/// Serves one front end until it disconnects.
+fn serve(
+    listener: UnixListener,
+    settings: &Settings,
+    guest_descriptors: usize,
+) -> anyhow::Result<()> {
+    drop_supplementary_groups()?;
+    let shared_dir = &settings.shared_dir;
+    let files = Passthrough::new(shared_dir, settings.config.clone(), guest_descriptors)?;
+    let thread_directory = files
+        .proc_self_fd()
+        .try_clone_to_owned()
+        .context("cannot copy the descriptor of /proc/self/fd")?;
+    let options = DeviceOptions {
+        tag: settings.tag.as_ref().map(Tag::padded),
+        request_queues: settings.num_request_queues,
+        pool_threads: settings.thread_pool_size,
+    };
+    device::serve(listener, files, &options, thread_directory)
+}
+
+/// A guest's user must not get what the groups of root's login can do. All
+/// threads inherit this, so none may serve before.
+fn drop_supplementary_groups() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    match rustix::thread::set_thread_groups(&[]) {
+        // A user namespace that maps one group only forbids it, and has no
+        // group to give away.
+        Err(Errno::PERM) => Ok(()),
+        result => result.context("cannot drop the supplementary groups"),
+    }
+}

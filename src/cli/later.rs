@@ -1,0 +1,139 @@
+//! Options that parse, but whose part of the daemon is still to come.
+//!
+//! They are refused rather than ignored: whoever asks for a barrier or for a
+//! promise to the guest must not believe that it is there. The change that
+//! brings a part deletes its line here.
+
+use anyhow::bail;
+
+use super::Options;
+use super::options::{FileHandles, Negotiation, Sandbox, Seccomp};
+
+/// An option that is not there yet.
+struct Later {
+    /// As the operator writes it.
+    option: &'static str,
+    /// Whether the command line asks for it.
+    is_asked: fn(&Options) -> bool,
+    /// What to do meanwhile.
+    instead: &'static str,
+}
+
+const TABLE: &[Later] = &[
+    Later {
+        option: "--sandbox=namespace",
+        is_asked: |o| o.sandbox == Sandbox::Namespace,
+        instead: "the default; start with --sandbox=none",
+    },
+    Later {
+        option: "--sandbox=chroot",
+        is_asked: |o| o.sandbox == Sandbox::Chroot,
+        instead: "start with --sandbox=none",
+    },
+    Later {
+        option: "--seccomp=kill",
+        is_asked: |o| o.seccomp == Seccomp::Kill,
+        instead: "the default; start with --seccomp=none",
+    },
+    Later {
+        option: "--seccomp=log",
+        is_asked: |o| o.seccomp == Seccomp::Log,
+        instead: "start with --seccomp=none",
+    },
+    Later {
+        option: "--seccomp=trap",
+        is_asked: |o| o.seccomp == Seccomp::Trap,
+        instead: "start with --seccomp=none",
+    },
+    Later {
+        option: "--uid-map",
+        is_asked: |o| !o.uid_map.is_empty(),
+        instead: "start it in a user namespace, as unshare(1) makes one",
+    },
+    Later {
+        option: "--gid-map",
+        is_asked: |o| !o.gid_map.is_empty(),
+        instead: "start it in a user namespace, as unshare(1) makes one",
+    },
+    Later {
+        option: "--translate-uid",
+        is_asked: |o| !o.translate_uid.is_empty(),
+        instead: "share an id-mapped mount",
+    },
+    Later {
+        option: "--translate-gid",
+        is_asked: |o| !o.translate_gid.is_empty(),
+        instead: "share an id-mapped mount",
+    },
+    Later {
+        option: "--modcaps",
+        is_asked: |o| o.modcaps.is_some(),
+        instead: "start it with the wanted capabilities, as capsh(1) does",
+    },
+    Later {
+        option: "--posix-acl",
+        is_asked: |o| o.posix_acl != Negotiation::Never,
+        instead: "leave it out: the host checks its lists all the same",
+    },
+    Later {
+        option: "--security-label",
+        is_asked: |o| o.security_label != Negotiation::Never,
+        instead: "leave it out, and label new files from the guest with --xattr",
+    },
+    Later {
+        option: "--xattrmap",
+        is_asked: |o| o.xattrmap.is_some(),
+        instead: "use --xattr for the names as they are",
+    },
+    Later {
+        option: "--killpriv-v2",
+        is_asked: |o| o.killpriv_v2,
+        instead: "leave it out: the guest drops the bits itself",
+    },
+    Later {
+        option: "--readonly",
+        is_asked: |o| o.readonly,
+        instead: "share a read-only bind mount",
+    },
+    Later {
+        option: "--inode-file-handles=mandatory",
+        is_asked: |o| o.inode_file_handles == FileHandles::Mandatory,
+        instead: "use prefer, with which descriptors are held",
+    },
+    Later {
+        option: "--migration-mode",
+        is_asked: |o| o.migration_mode.is_some(),
+        instead: "leave it out: there is no migration",
+    },
+    Later {
+        option: "--migration-on-error",
+        is_asked: |o| o.migration_on_error.is_some(),
+        instead: "leave it out: there is no migration",
+    },
+    Later {
+        option: "--migration-verify-handles",
+        is_asked: |o| o.migration_verify_handles,
+        instead: "leave it out: there is no migration",
+    },
+    Later {
+        option: "--migration-confirm-paths",
+        is_asked: |o| o.migration_confirm_paths,
+        instead: "leave it out: there is no migration",
+    },
+];
+
+/// Refuses to start with an option that is still to come.
+///
+/// # Errors
+/// One sentence that names all such options and what to do instead.
+pub fn refuse(options: &Options) -> anyhow::Result<()> {
+    let asked: Vec<String> = TABLE
+        .iter()
+        .filter(|later| (later.is_asked)(options))
+        .map(|later| format!("{} ({})", later.option, later.instead))
+        .collect();
+    if !asked.is_empty() {
+        bail!("this version does not have yet: {}", asked.join(", "));
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! The command line: what it may say, and what it means.
+//!
+//! [`parse`] finds everything that is a usage error. [`Options::settings`]
+//! then makes plain data of it, with the errors that belong into the log.
+
+mod compat;
+pub mod later;
+mod options;
+mod values;
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{Context, bail};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use log::LevelFilter;
+
+pub use options::{
+    CacheChoice, FileHandles, MigrationMode, MigrationOnError, Negotiation, Options, Sandbox,
+    Seccomp, XattrMapRules,
+};
+pub use values::{IdMap, ModCaps, Range, Tag, Translation, XattrRule, XattrRuleKind, XattrScope};
+
+use crate::config::{CachePolicy, Config};
+
+/// The most request queues that the device has.
+const MAX_REQUEST_QUEUES: usize = 62;
+
+/// What was settled on the command line.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The directory to share.
+    pub shared_dir: PathBuf,
+    /// Where the front end connects.
+    pub socket: SocketChoice,
+    /// The name in the device's configuration space, if it is to have one.
+    pub tag: Option<Tag>,
+    /// Request queues on offer, 1 to 62.
+    pub num_request_queues: usize,
+    /// Threads of the pool, 0 for none.
+    pub thread_pool_size: usize,
+    /// `--rlimit-nofile`, if given.
+    pub rlimit_nofile: Option<u64>,
+    /// What the file system is to do.
+    pub config: Config,
+}
+
+/// Where the front end connects.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SocketChoice {
+    /// At a socket that the daemon makes.
+    Path {
+        /// Where.
+        path: PathBuf,
+        /// The group that may connect, too.
+        group: Option<String>,
+    },
+    /// At a socket that the parent process passed.
+    Fd(RawFd),
+}
+
+/// Parses the command line, `-o` included.
+///
+/// # Errors
+/// A usage error, help or version, which `clap::Error::exit` prints and turns
+/// into the exit status.
+pub fn parse<I>(arguments: I) -> Result<Options, clap::Error>
+where
+    I: IntoIterator<Item: Into<OsString> + Clone>,
+{
+    let mut options = Options::try_parse_from(arguments)?;
+    let usage_error = |kind, text| Options::command().error(kind, text);
+    compat::apply(&mut options).map_err(|text| usage_error(ErrorKind::InvalidValue, text))?;
+    let translates = !options.translate_uid.is_empty() || !options.translate_gid.is_empty();
+    if options.posix_acl != Negotiation::Never && translates {
+        // The ids inside the lists would have to be translated, too.
+        let text = "'--posix-acl' cannot be used with '--translate-uid' or '--translate-gid'";
+        return Err(usage_error(ErrorKind::ArgumentConflict, text.to_owned()));
+    }
+    Ok(options)
+}
+
+impl Options {
+    /// The level of the log, `-d` included.
+    pub fn effective_log_level(&self) -> LevelFilter {
+        if self.debug {
+            LevelFilter::Debug
+        } else {
+            self.log_level
+        }
+    }
+
+    /// Makes plain data of the options.
+    ///
+    /// # Errors
+    /// When options do not go together in a way that is not a usage error.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let shared_dir = self
+            .shared_dir
+            .clone()
+            .context("missing \"--shared-dir\" or \"-o source\" option")?;
+        if let Some(list) = &self.modcaps {
+            values::parse_modcaps(list)?;
+        }
+        self.check_migration()?;
+        let num_request_queues = match self.num_request_queues {
+            Some(number) => usize::from(number),
+            None => thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(MAX_REQUEST_QUEUES),
+        };
+        Ok(Settings {
+            shared_dir,
+            socket: self.socket_choice()?,
+            tag: self.tag.clone(),
+            num_request_queues,
+            thread_pool_size: self.thread_pool_size,
+            rlimit_nofile: self.rlimit_nofile,
+            config: self.config(),
+        })
+    }
+
+    /// Warns about each option in use that has a better one.
+    pub fn warn_about_deprecated(&self) {
+        let warnings = [
+            (
+                self.socket_path.is_none() && self.socket.is_some(),
+                "--socket",
+                "use --socket-path",
+            ),
+            (self.foreground, "-f", "it has no effect, leave it out"),
+            (self.debug, "-d", "use --log-level=debug"),
+            (
+                !self.compat.is_empty(),
+                "-o",
+                "use the separate options, such as --cache=auto",
+            ),
+            (
+                self.inode_file_handles == FileHandles::Fallback,
+                "--inode-file-handles=fallback",
+                "use --inode-file-handles=prefer",
+            ),
+        ];
+        for (_, option, instead) in warnings.into_iter().filter(|(used, ..)| *used) {
+            log::warn!(target: "virtiofsd", "{option} is deprecated: {instead}");
+        }
+    }
+
+    fn socket_choice(&self) -> anyhow::Result<SocketChoice> {
+        if let Some(fd) = self.fd {
+            return Ok(SocketChoice::Fd(fd));
+        }
+        let path = self.socket_path.clone().or_else(|| self.socket.clone());
+        let path = path.context("missing \"--socket-path\" or \"--fd\" option")?;
+        Ok(SocketChoice::Path {
+            path,
+            group: self.socket_group.clone(),
+        })
+    }
+
+    fn check_migration(&self) -> anyhow::Result<()> {
+        if self.migration_mode != Some(MigrationMode::FileHandles) {
+            return Ok(());
+        }
+        for (given, option) in [
+            (self.migration_verify_handles, "--migration-verify-handles"),
+            (self.migration_confirm_paths, "--migration-confirm-paths"),
+        ] {
+            if given {
+                bail!(
+                    "{option} is of no use with --migration-mode=file-handles, which always \
+                     finds the same inodes; leave it out"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn config(&self) -> Config {
+        let cache = CachePolicy::from(self.cache);
+        let xattr_is_implied = self.xattrmap.is_some()
+            || self.posix_acl != Negotiation::Never
+            || self.security_label != Negotiation::Never;
+        Config {
+            cache,
+            writeback: self.writeback,
+            allow_direct_io: self.allow_direct_io,
+            allow_mmap: self.allow_mmap,
+            // Attributes that may not be kept are not worth sending along.
+            readdirplus: !self.no_readdirplus && cache != CachePolicy::Never,
+            xattr: self.xattr || xattr_is_implied,
+            preserve_noatime: self.preserve_noatime,
+            announce_submounts: !self.no_announce_submounts,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The files that this process has put beside its socket, and their removal.
+//!
+//! A file is only removed while the name still leads to the very file that was
+//! made here: each one is held open, so that its inode number cannot be used
+//! again for somebody else's. Names are resolved in the folder as it was at
+//! the start, whatever becomes of the path, the working directory or the root.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat, statat, unlinkat};
+use rustix::io::Errno;
+
+/// The list of our files, shared with the thread that waits for signals.
+#[derive(Clone, Debug, Default)]
+pub struct OwnFiles(Arc<Mutex<Vec<OwnFile>>>);
+
+/// One file of ours.
+#[derive(Debug)]
+struct OwnFile {
+    folder: Arc<OwnedFd>,
+    name: OsString,
+    /// Keeps the inode, and for a pid file the lock.
+    file: OwnedFd,
+}
+
+impl OwnFiles {
+    /// Locks the list while a file is made, so that a signal that arrives in
+    /// between finds the file in the list.
+    pub fn lock(&self) -> OwnFilesGuard<'_> {
+        OwnFilesGuard(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Removes every file of the list that is still ours, the last made first.
+    pub fn remove_all(&self) {
+        self.lock().remove_all();
+    }
+}
+
+/// The locked list.
+#[derive(Debug)]
+pub struct OwnFilesGuard<'a>(MutexGuard<'a, Vec<OwnFile>>);
+
+impl OwnFilesGuard<'_> {
+    /// Adds the file `name` in `folder`, open as `file`.
+    pub fn add(&mut self, folder: &Arc<OwnedFd>, name: &OsStr, file: OwnedFd) {
+        self.0.push(OwnFile {
+            folder: Arc::clone(folder),
+            name: name.to_owned(),
+            file,
+        });
+    }
+
+    /// Adds the file `name` in `folder`, whatever kind it is.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn add_by_name(&mut self, folder: &Arc<OwnedFd>, name: &OsStr) -> Result<(), Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(folder, name, flags, Mode::empty())?;
+        self.add(folder, name, file);
+        Ok(())
+    }
+
+    /// Removes every file of the list that is still ours, the last made first.
+    pub fn remove_all(&mut self) {
+        while let Some(own) = self.0.pop() {
+            if let Err(error) = own.remove() {
+                log::warn!("cannot remove {}: {error}", own.name.display());
+            }
+        }
+    }
+}
+
+impl OwnFile {
+    fn remove(&self) -> Result<(), Errno> {
+        match same_file(&self.file, &self.folder, &self.name) {
+            Ok(true) => unlinkat(&self.folder, &self.name, AtFlags::empty()),
+            Ok(false) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether `name` in `folder` leads to the open `file`.
+///
+/// # Errors
+/// Those of `fstatat(2)`, `ENOENT` among them.
+pub(super) fn same_file(file: impl AsFd, folder: impl AsFd, name: &OsStr) -> Result<bool, Errno> {
+    let open = fstat(file)?;
+    let named = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok((open.st_dev, open.st_ino) == (named.st_dev, named.st_ino))
+}
+
+/// Removes our files when it goes out of scope, on success and on failure.
+#[derive(Debug)]
+pub struct RemoveOnExit(pub OwnFiles);
+
+impl Drop for RemoveOnExit {
+    fn drop(&mut self) {
+        self.0.remove_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_with(name: &str) -> (tempfile::TempDir, Arc<OwnedFd>) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), "").unwrap();
+        let fd = std::fs::File::open(folder.path()).unwrap().into();
+        (folder, Arc::new(fd))
+    }
+
+    #[test]
+    fn our_file_is_removed_at_the_end_of_the_scope() {
+        let (folder, fd) = folder_with("socket");
+        let files = OwnFiles::default();
+        let guard = RemoveOnExit(files.clone());
+        files.lock().add_by_name(&fd, OsStr::new("socket")).unwrap();
+        drop(guard);
+        assert!(!folder.path().join("socket").exists());
+    }
+
+    #[test]
+    fn a_file_that_took_the_name_since_is_left_alone() {
+        let (folder, fd) = folder_with("socket");
+        let files = OwnFiles::default();
+        files.lock().add_by_name(&fd, OsStr::new("socket")).unwrap();
+        std::fs::remove_file(folder.path().join("socket")).unwrap();
+        std::fs::write(folder.path().join("socket"), "another's").unwrap();
+        files.remove_all();
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("socket")).unwrap(),
+            "another's"
+        );
+    }
+
+    #[test]
+    fn the_folder_may_be_renamed_meanwhile() {
+        let outer = tempfile::tempdir().unwrap();
+        let before = outer.path().join("before");
+        let after = outer.path().join("after");
+        std::fs::create_dir(&before).unwrap();
+        std::fs::write(before.join("socket"), "").unwrap();
+        let fd = Arc::new(OwnedFd::from(std::fs::File::open(&before).unwrap()));
+        let files = OwnFiles::default();
+        files.lock().add_by_name(&fd, OsStr::new("socket")).unwrap();
+        std::fs::rename(&before, &after).unwrap();
+        files.remove_all();
+        assert!(!after.join("socket").exists());
+    }
+}

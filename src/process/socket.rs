@@ -1,0 +1,395 @@
+//! The listening socket and its pid file, or a socket passed by the parent.
+//!
+//! A path is looked at in two steps, so that nothing is made before everything
+//! else about the command line is known to be right: [`SocketPlace::find`]
+//! only looks, [`SocketPlace::listen`] makes the pid file, whose lock says
+//! that the socket's name is ours, and then the socket.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, chownat, flock, fstat, ftruncate,
+    openat, statat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
+use rustix::process::umask;
+
+use super::own_files::{OwnFiles, OwnFilesGuard, same_file};
+use crate::sys::adopt_fd::adopt_fd;
+
+/// One front end is served, so one may wait.
+const BACKLOG: i32 = 1;
+
+/// What `sun_path` holds besides the terminating NUL.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Takes over descriptor `number`, which must be a listening stream socket.
+///
+/// To be called before anything else opens a descriptor, see [`adopt_fd`].
+///
+/// # Errors
+/// When it is not open, or not such a socket; the text says which.
+pub fn adopt_listener(number: RawFd) -> anyhow::Result<UnixListener> {
+    let fd = adopt_fd(number)
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("--fd {number}: no such descriptor was passed to this process"))?;
+    check_listener(&fd).with_context(|| {
+        format!("--fd {number}: a Unix stream socket that already listens is needed")
+    })?;
+    let listener = UnixListener::from(fd);
+    // The parent may have polled it; this daemon waits in accept.
+    listener
+        .set_nonblocking(false)
+        .context("cannot wait on the socket passed with --fd")?;
+    Ok(listener)
+}
+
+fn check_listener(fd: &OwnedFd) -> anyhow::Result<()> {
+    let mode = fstat(fd)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::Socket {
+        bail!("this is not a socket");
+    }
+    if sockopt::socket_domain(fd)? != AddressFamily::UNIX {
+        bail!("this is not a Unix socket");
+    }
+    if sockopt::socket_type(fd)? != SocketType::STREAM {
+        bail!("this is not a stream socket");
+    }
+    if !sockopt::socket_acceptconn(fd)? {
+        bail!("this socket does not listen");
+    }
+    Ok(())
+}
+
+/// Where the socket is to be, and for whom.
+#[derive(Debug)]
+pub struct SocketPlace {
+    path: PathBuf,
+    address: SocketAddrUnix,
+    folder: Arc<OwnedFd>,
+    name: OsString,
+    group: Option<Group>,
+}
+
+#[derive(Debug)]
+struct Group {
+    name: String,
+    gid: Gid,
+}
+
+impl SocketPlace {
+    /// Looks at `path` and resolves the group's name, and changes nothing.
+    ///
+    /// # Errors
+    /// When no socket can be made there; the text says why.
+    pub fn find(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
+        let Some(name) = path.file_name() else {
+            bail!("--socket-path {}: a file name is needed", path.display());
+        };
+        let length = path.as_os_str().len();
+        if length > MAX_SOCKET_PATH_BYTES {
+            bail!(
+                "--socket-path {}: {length} bytes are too long for a socket, which may have \
+                 {MAX_SOCKET_PATH_BYTES}; use a shorter or a relative path",
+                path.display()
+            );
+        }
+        let folder = open_folder_of(path)?;
+        let place = Self {
+            path: path.to_owned(),
+            address: SocketAddrUnix::new(path).context("--socket-path cannot be used")?,
+            folder: Arc::new(folder),
+            name: name.to_owned(),
+            group: group.map(Group::find).transpose()?,
+        };
+        place.may_be_replaced()?;
+        Ok(place)
+    }
+
+    /// Makes the pid file and the socket, both recorded in `files`.
+    ///
+    /// # Errors
+    /// When either cannot be made; what was made is then in `files`.
+    pub fn listen(&self, files: &OwnFiles) -> anyhow::Result<UnixListener> {
+        let mut files = files.lock();
+        // The bits that stay for the group are those of the socket alone: the
+        // pid file is made with a mode of its own that has none.
+        let for_group = if self.group.is_some() {
+            Mode::RWXG
+        } else {
+            Mode::empty()
+        };
+        let previous = umask((Mode::RWXG | Mode::RWXO) - for_group);
+        let listener = self
+            .make_pid_file(&mut files)
+            .and_then(|()| self.make_socket(&mut files));
+        umask(previous);
+        listener
+    }
+
+    fn make_pid_file(&self, files: &mut OwnFilesGuard<'_>) -> anyhow::Result<()> {
+        let mut name = self.name.clone();
+        name.push(".pid");
+        let shown = self.path.with_file_name(&name);
+        let failed = || format!("Error creating pid file '{}'", shown.display());
+
+        let lock = loop {
+            match lock_pid_file(&self.folder, &name) {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => {}
+                Err(Errno::AGAIN) => {
+                    return Err(anyhow!(
+                        "{}: {}: another daemon uses this socket; stop it, or choose \
+                         another --socket-path",
+                        failed(),
+                        std::io::Error::from(Errno::AGAIN)
+                    ));
+                }
+                Err(error) => return Err(std::io::Error::from(error)).with_context(failed),
+            }
+        };
+        // It is ours from the lock on, whoever made it.
+        let mut file = std::fs::File::from(lock.try_clone().with_context(failed)?);
+        files.add(&self.folder, &name, lock);
+        ftruncate(&file, 0)
+            .map_err(std::io::Error::from)
+            .with_context(failed)?;
+        writeln!(file, "{}", std::process::id()).with_context(failed)
+    }
+
+    fn make_socket(&self, files: &mut OwnFilesGuard<'_>) -> anyhow::Result<UnixListener> {
+        let shown = self.path.display();
+        let failed = || format!("cannot make the socket {shown}");
+        if self.may_be_replaced()? {
+            unlinkat(&self.folder, &self.name, AtFlags::empty())
+                .map_err(std::io::Error::from)
+                .with_context(|| format!("cannot remove what is at {shown}"))?;
+        }
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(std::io::Error::from)
+            .with_context(failed)?;
+        bind(&socket, &self.address)
+            .map_err(std::io::Error::from)
+            .with_context(failed)?;
+        files
+            .add_by_name(&self.folder, &self.name)
+            .map_err(std::io::Error::from)
+            .with_context(failed)?;
+        if let Some(group) = &self.group {
+            self.give_to(group)?;
+        }
+        // Nobody can connect before this line, so nobody could while the
+        // socket still had the group of this process.
+        listen(&socket, BACKLOG)
+            .map_err(std::io::Error::from)
+            .with_context(failed)?;
+        Ok(UnixListener::from(socket))
+    }
+
+    fn give_to(&self, group: &Group) -> anyhow::Result<()> {
+        let gid = Some(group.gid);
+        chownat(
+            &self.folder,
+            &self.name,
+            None,
+            gid,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(std::io::Error::from)
+        .with_context(|| {
+            format!(
+                "cannot give the socket to the group '{}'; run the daemon as root or as a \
+                     member of that group",
+                group.name
+            )
+        })
+    }
+
+    /// Whether there is a file at the path that the socket takes the place of:
+    /// what an earlier daemon left, or an empty file that holds the name.
+    ///
+    /// # Errors
+    /// When something else is there, which is nobody's to remove.
+    fn may_be_replaced(&self) -> anyhow::Result<bool> {
+        let stat = match statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(error) => {
+                return Err(std::io::Error::from(error))
+                    .with_context(|| format!("cannot look at {}", self.path.display()));
+            }
+        };
+        let found = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Socket => return Ok(true),
+            FileType::RegularFile if stat.st_size == 0 => return Ok(true),
+            FileType::RegularFile => "a file with content",
+            FileType::Directory => "a directory",
+            FileType::Symlink => "a symbolic link",
+            _ => "a special file",
+        };
+        bail!(
+            "--socket-path {}: there is {found}, which is not replaced; remove it, or choose \
+             another path",
+            self.path.display()
+        );
+    }
+}
+
+impl Group {
+    fn find(name: &str) -> anyhow::Result<Self> {
+        let failed = || {
+            "Couldn't resolve the group name specified for the socket path: \
+             --socket-group takes the name of a group of this machine"
+        };
+        match nix::unistd::Group::from_name(name) {
+            Ok(Some(group)) => Ok(Self {
+                name: name.to_owned(),
+                gid: Gid::from_raw(group.gid.as_raw()),
+            }),
+            Ok(None) => Err(anyhow!("no group '{name}'")).with_context(failed),
+            Err(error) => Err(std::io::Error::from(error)).with_context(failed),
+        }
+    }
+}
+
+fn open_folder_of(path: &Path) -> anyhow::Result<OwnedFd> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat(CWD, folder, flags, Mode::empty()) {
+        Ok(fd) => Ok(fd),
+        Err(Errno::NOENT | Errno::NOTDIR) => bail!(
+            "{} does not exist or is not a directory; make it, or choose another --socket-path",
+            folder.display()
+        ),
+        Err(error) => Err(std::io::Error::from(error))
+            .with_context(|| format!("cannot open {}", folder.display())),
+    }
+}
+
+/// Opens and locks the pid file; `None` where the file lost its name before it
+/// was locked, because its owner was just ending.
+fn lock_pid_file(folder: impl AsFd, name: &OsStr) -> Result<Option<OwnedFd>, Errno> {
+    // Not blocking: a named pipe in its place would hang the daemon.
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    match same_file(&file, &folder, name) {
+        Ok(true) => Ok(Some(file)),
+        Ok(false) | Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn refusal(path: &Path) -> String {
+        format!("{:#}", SocketPlace::find(path, None).unwrap_err())
+    }
+
+    #[test]
+    fn only_a_socket_or_an_empty_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        assert!(
+            !SocketPlace::find(&path, None)
+                .unwrap()
+                .may_be_replaced()
+                .unwrap()
+        );
+
+        std::fs::write(&path, "").unwrap();
+        assert!(
+            SocketPlace::find(&path, None)
+                .unwrap()
+                .may_be_replaced()
+                .unwrap()
+        );
+        std::fs::write(&path, "x").unwrap();
+        assert!(refusal(&path).contains("a file with content"));
+        std::fs::remove_file(&path).unwrap();
+
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert!(
+            SocketPlace::find(&path, None)
+                .unwrap()
+                .may_be_replaced()
+                .unwrap()
+        );
+
+        let link = folder.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(refusal(&link).contains("a symbolic link"));
+        assert!(refusal(folder.path()).contains("a directory"));
+        assert!(refusal(Path::new("/dev/null")).contains("a special file"));
+    }
+
+    #[test]
+    fn a_path_that_cannot_hold_a_socket_is_refused() {
+        assert!(refusal(Path::new("/")).contains("a file name is needed"));
+        assert!(refusal(Path::new("")).contains("a file name is needed"));
+        assert!(refusal(Path::new("/nowhere/at/all")).starts_with("/nowhere/at does not exist or"));
+        assert!(refusal(Path::new(&"a".repeat(108))).contains("108 bytes"));
+    }
+
+    #[test]
+    fn a_pid_file_is_locked_once_and_replaces_a_stale_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let pid_file = folder.path().join("socket.pid");
+        std::fs::write(&pid_file, "1234567890\n").unwrap();
+
+        let files = OwnFiles::default();
+        let place = SocketPlace::find(&path, None).unwrap();
+        place.make_pid_file(&mut files.lock()).unwrap();
+        let content = std::fs::read_to_string(&pid_file).unwrap();
+        assert_eq!(content, format!("{}\n", std::process::id()));
+
+        let others = OwnFiles::default();
+        let error = place
+            .make_pid_file(&mut others.lock())
+            .unwrap_err()
+            .to_string();
+        let expected = format!(
+            "Error creating pid file '{}': Resource temporarily unavailable (os error 11)",
+            pid_file.display()
+        );
+        assert!(error.starts_with(&expected), "{error}");
+        others.remove_all();
+        assert!(pid_file.exists());
+
+        files.remove_all();
+        assert!(!pid_file.exists());
+    }
+
+    #[test]
+    fn a_pid_file_that_is_no_file_of_ours_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        std::fs::write(&target, "precious").unwrap();
+        symlink(&target, folder.path().join("socket.pid")).unwrap();
+        let place = SocketPlace::find(&folder.path().join("socket"), None).unwrap();
+        assert!(
+            place
+                .make_pid_file(&mut OwnFiles::default().lock())
+                .is_err()
+        );
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+}
