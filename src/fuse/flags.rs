@@ -32,6 +32,9 @@ pub mod init {
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
     /// Files with `DIRECT_IO` may be mapped shared.
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    /// The guest may mount with its ids mapped: only requests that make
+    /// something carry the caller's ids then.
+    pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
 /// Bits of `fuse_attr.flags`.

@@ -17,8 +17,8 @@ pub mod opcode;
 /// The only major version of the protocol that exists.
 pub const MAJOR_VERSION: u32 = 7;
 
-/// The newest minor version whose features are used (`DIRECT_IO_ALLOW_MMAP`).
-pub const MINOR_VERSION: u32 = 39;
+/// The newest minor version whose features are used (`ALLOW_IDMAP`).
+pub const MINOR_VERSION: u32 = 41;
 
 /// The oldest minor version that is served; older guests are refused at INIT.
 pub const OLDEST_MINOR_VERSION: u32 = 27;

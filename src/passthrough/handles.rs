@@ -25,16 +25,19 @@ const SHARDS: usize = 16;
 pub struct Handle {
     node: NodeId,
     fd: GuestFd,
+    /// Whether it is a file on a local file system (see `short_reads`).
+    is_local: bool,
     /// The position, for a directory.
     stream: Option<Mutex<DirStream>>,
 }
 
 impl Handle {
     /// An open file.
-    pub fn file(node: NodeId, fd: GuestFd) -> Self {
+    pub fn file(node: NodeId, fd: GuestFd, is_local: bool) -> Self {
         Self {
             node,
             fd,
+            is_local,
             stream: None,
         }
     }
@@ -44,6 +47,7 @@ impl Handle {
         Self {
             node,
             fd,
+            is_local: false,
             stream: Some(Mutex::default()),
         }
     }
@@ -140,6 +144,11 @@ impl Handles {
 }
 
 impl Handle {
+    /// Whether it is a file on a local file system (see `short_reads`).
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
     /// The position of a directory; `None` for a file.
     pub fn stream(&self) -> Option<&Mutex<DirStream>> {
         self.stream.as_ref()
@@ -159,7 +168,7 @@ mod tests {
     #[test]
     fn a_handle_is_known_only_with_its_node_and_kind() {
         let handles = Handles::new();
-        let file = handles.insert(Handle::file(NodeId(5), fd()));
+        let file = handles.insert(Handle::file(NodeId(5), fd(), true));
         let dir = handles.insert(Handle::directory(NodeId(6), fd()));
         assert!(handles.file(NodeId(5), file).is_ok());
         assert!(handles.directory(NodeId(6), dir).is_ok());
@@ -174,7 +183,7 @@ mod tests {
     #[test]
     fn a_second_release_is_ebadf() {
         let handles = Handles::new();
-        let id = handles.insert(Handle::file(NodeId(5), fd()));
+        let id = handles.insert(Handle::file(NodeId(5), fd(), true));
         assert_eq!(handles.remove(NodeId(5), id), Ok(()));
         assert_eq!(handles.remove(NodeId(5), id), Err(Errno::BADF));
     }

@@ -6,6 +6,7 @@ use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Passthrough;
+use super::short_reads::stopped_within_block;
 use crate::fs::Result;
 use crate::fuse::flags::{init, write};
 use crate::fuse::op::{CopyFileRangeArgs, FallocateArgs, ReadArgs, WriteArgs};
@@ -42,10 +43,11 @@ impl Passthrough {
         // not come from anything else: an error behind good data must be seen.
         while !into.is_empty() {
             let n = into.fill_from(file.as_fd(), offset, 0)?;
-            if n == 0 {
+            offset += n as u64;
+            let at_end = n == 0 || (file.is_local() && stopped_within_block(offset));
+            if at_end {
                 break;
             }
-            offset += n as u64;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod io;
 mod lookup;
 mod namespace;
 mod open;
+mod short_reads;
 mod xattr;
 
 use std::ffi::CStr;
@@ -46,6 +47,7 @@ use credentials::Credentials;
 use fd_budget::FdBudget;
 use handles::Handles;
 use inode_store::{Inode, InodeStore};
+use short_reads::FileSystems;
 
 /// A directory tree of the host.
 #[derive(Debug)]
@@ -57,6 +59,7 @@ pub struct Passthrough {
     budget: Arc<FdBudget>,
     inodes: InodeStore,
     handles: Handles,
+    file_systems: FileSystems,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
 }
@@ -103,6 +106,7 @@ impl Passthrough {
             inodes: InodeStore::new(found.key, found.kind, place.hold(root)),
             budget,
             handles: Handles::new(),
+            file_systems: FileSystems::default(),
             features: AtomicU64::new(0),
         })
     }
@@ -152,6 +156,7 @@ impl FileSystem for Passthrough {
             | features::MAX_PAGES
             | features::INIT_EXT
             | features::CREATE_SUPP_GROUP
+            | features::ALLOW_IDMAP
             | when(
                 readdirplus,
                 features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,

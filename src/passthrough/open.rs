@@ -67,7 +67,8 @@ impl Passthrough {
         }
         let place = self.budget.reserve()?;
         let file = self.reopen(inode.as_fd(), self.host_flags(guest_flags))?;
-        Ok(self.opened_file(Handle::file(node, place.hold(file))))
+        let is_local = self.file_systems.is_local(inode.key().device, file.as_fd());
+        Ok(self.opened_file(Handle::file(node, place.hold(file), is_local)))
     }
 
     /// OPENDIR.
@@ -143,7 +144,8 @@ impl Passthrough {
         let node = self
             .inodes
             .insert(found.key, found.kind, places.0.hold(path));
-        let opened = self.opened_file(Handle::file(node, places.1.hold(file)));
+        let is_local = self.file_systems.is_local(found.key.device, file.as_fd());
+        let opened = self.opened_file(Handle::file(node, places.1.hold(file), is_local));
         Ok((self.entry(node, &found), opened))
     }
 

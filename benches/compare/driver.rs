@@ -1,0 +1,320 @@
+//! The measured loop: keeps the queues filled to their depth for a while.
+//!
+//! All requests lie ready in guest memory, each with its own table of indirect
+//! descriptors. Sending one is a write to the slot's descriptor and to the
+//! available ring; nothing is allocated while the clock runs. The driver waits
+//! for calls as a guest does and never spins.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Case;
+use crate::common::daemon::Daemon;
+use crate::common::frontend::{
+    Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, HIPRIO, LOW_MEMORY, Queue, REQUEST,
+    Vmm,
+};
+use crate::common::fuse_client::Client;
+use crate::common::memory::GuestMemory;
+use crate::common::wire::{IN_HEADER, InHeader, OUT_HEADER};
+use crate::workload::{Feed, Reply, Step};
+
+/// Guests hand over data in pages of this size.
+const PAGE: usize = 4096;
+
+/// What one run of a case gave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) ops_per_second: f64,
+    /// Of one operation, or of one request where that does several.
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) cpu_us_per_op: f64,
+}
+
+/// Runs a case on a daemon that waits for its guest.
+pub(crate) fn measure(daemon: &Daemon, case: Case, time: Duration) -> Sample {
+    let config = Config {
+        regions: vec![(LOW_MEMORY, 256 << 20)],
+        queue_size: 1024,
+        ..Config::default()
+    };
+    let mut vmm = Vmm::connect(daemon.socket(), &config);
+    let _hiprio = vmm.start_queue(HIPRIO);
+    let mut lanes = Vec::new();
+    for index in 0..case.queues {
+        let mut client = Client::new(vmm.start_queue(REQUEST + index));
+        if index == 0 {
+            client.init();
+        }
+        lanes.push(Lane::new(client, case, index * case.depth));
+    }
+
+    // A short run first, so that caches and clocks are warm.
+    run(&mut lanes, time / 5);
+    let cpu_before = daemon.cpu_time_ns();
+    let elapsed = run(&mut lanes, time);
+    let cpu = daemon.cpu_time_ns() - cpu_before;
+
+    let operations = lanes.iter().map(|lane| lane.operations).sum::<u64>() as f64;
+    let mut latencies: Vec<u32> = lanes.into_iter().flat_map(|lane| lane.latencies).collect();
+    latencies.sort_unstable();
+    let percentile = |part: f64| {
+        let index = (latencies.len() - 1) as f64 * part;
+        f64::from(latencies[index as usize]) / 1e3
+    };
+    Sample {
+        ops_per_second: operations / elapsed.as_secs_f64(),
+        p50_us: percentile(0.50),
+        p99_us: percentile(0.99),
+        cpu_us_per_op: cpu as f64 / 1e3 / operations,
+    }
+}
+
+/// Runs all lanes at once, each on a thread; gives the time that the last one
+/// took.
+fn run(lanes: &mut [Lane], time: Duration) -> Duration {
+    let ready = Barrier::new(lanes.len());
+    thread::scope(|scope| {
+        let start = |lane| scope.spawn(|| run_lane(lane, &ready, time));
+        let lanes: Vec<_> = lanes.iter_mut().map(start).collect();
+        lanes
+            .into_iter()
+            .map(|lane| lane.join().unwrap())
+            .max()
+            .unwrap()
+    })
+}
+
+fn run_lane(lane: &mut Lane, ready: &Barrier, time: Duration) -> Duration {
+    ready.wait();
+    lane.run(time)
+}
+
+/// One queue with all that is in flight on it.
+struct Lane {
+    queue: Queue,
+    slots: Vec<Slot>,
+    operations: u64,
+    latencies: Vec<u32>,
+}
+
+/// One of the requests in flight; its cycle of steps.
+struct Slot {
+    steps: Vec<Placed>,
+    current: usize,
+    /// Where the reply is written.
+    reply: u64,
+    /// When the operation under way began.
+    started: Instant,
+}
+
+/// A step in guest memory.
+struct Placed {
+    opcode: u32,
+    request: u64,
+    descriptor: Descriptor,
+    has_reply: bool,
+    weight: u64,
+    feeds: Vec<Feed>,
+}
+
+impl Lane {
+    fn new(mut client: Client, case: Case, first_slot: usize) -> Self {
+        let mut slots = Vec::new();
+        for slot in 0..case.depth {
+            let steps = (case.workload.steps)(&mut client, first_slot + slot);
+            slots.push(Slot::new(&client.queue.memory, &steps));
+        }
+        let latencies = Vec::with_capacity(4 << 20);
+        Self {
+            queue: client.queue,
+            slots,
+            operations: 0,
+            latencies,
+        }
+    }
+
+    fn run(&mut self, time: Duration) -> Duration {
+        self.operations = 0;
+        self.latencies.clear();
+        let start = Instant::now();
+        let deadline = start + time;
+        for head in 0..self.slots.len() {
+            self.slots[head].started = start;
+            self.offer(head);
+        }
+        let mut in_flight = self.slots.len();
+        loop {
+            self.queue.submit();
+            self.queue.wait_for_call();
+            let now = Instant::now();
+            while let Some(used) = self.queue.pop() {
+                let head = usize::from(used.head);
+                let is_op_done = self.complete(head, used.len, now);
+                // An operation that was begun is brought to its end.
+                if now >= deadline && is_op_done {
+                    in_flight -= 1;
+                } else {
+                    self.offer(head);
+                }
+            }
+            if in_flight == 0 {
+                return start.elapsed();
+            }
+        }
+    }
+
+    fn offer(&mut self, head: usize) {
+        let slot = &self.slots[head];
+        let head = u16::try_from(head).unwrap();
+        self.queue
+            .write_descriptor(head, slot.steps[slot.current].descriptor);
+        self.queue.add_again(head);
+    }
+
+    /// Takes the reply and goes to the next step; tells whether an operation
+    /// is done with it.
+    fn complete(&mut self, head: usize, used_len: u32, now: Instant) -> bool {
+        let slot = &mut self.slots[head];
+        let step = &slot.steps[slot.current];
+        let memory = self.queue.region();
+        if step.has_reply {
+            let error = memory.read_u32(slot.reply + 4).cast_signed();
+            assert!(
+                error == 0,
+                "operation {} failed: error {error}",
+                step.opcode
+            );
+        } else {
+            assert_eq!(used_len, 0, "operation {}", step.opcode);
+        }
+        for feed in &step.feeds {
+            let mut value = [0; 8];
+            memory.read(slot.reply + feed.from as u64, &mut value);
+            memory.write(slot.steps[feed.step].request + feed.to as u64, &value);
+        }
+        let weight = step.weight;
+        let is_last = slot.current + 1 == slot.steps.len();
+        slot.current = if is_last { 0 } else { slot.current + 1 };
+        let is_op_done = weight > 0 || is_last;
+        if is_op_done {
+            let latency = now.duration_since(slot.started).as_nanos();
+            self.operations += weight;
+            self.latencies
+                .push(u32::try_from(latency).unwrap_or(u32::MAX));
+            slot.started = now;
+        }
+        is_op_done
+    }
+}
+
+impl Slot {
+    fn new(memory: &GuestMemory, steps: &[Step]) -> Self {
+        let pages = |step: &Step| match step.reply {
+            Reply::Data(size) => size.max(step.payload),
+            _ => step.payload,
+        };
+        let largest = steps.iter().map(pages).max().unwrap_or(0);
+        let data = memory.alloc(largest.next_multiple_of(PAGE).max(PAGE) as u64);
+        let reply = memory.alloc(PAGE as u64);
+        let steps = steps
+            .iter()
+            .map(|step| Placed::new(memory, step, reply, data))
+            .collect();
+        Self {
+            steps,
+            current: 0,
+            reply,
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Placed {
+    fn new(memory: &GuestMemory, step: &Step, reply: u64, data: u64) -> Self {
+        let len = IN_HEADER + step.body.len() + step.payload;
+        let header = InHeader {
+            len: u32::try_from(len).unwrap(),
+            opcode: step.opcode,
+            unique: 2,
+            nodeid: step.nodeid,
+            ..InHeader::default()
+        };
+        let bytes = [header.encode(), step.body.clone()].concat();
+        let request = memory.alloc(bytes.len() as u64);
+        memory.write(request, &bytes);
+
+        // As Linux cuts a request: header, arguments, pages.
+        let mut table = Table::default();
+        table.push(request, IN_HEADER, 0);
+        table.push(request + IN_HEADER as u64, step.body.len(), 0);
+        table.push_pages(data, step.payload, 0);
+        if step.reply != Reply::None {
+            table.push(reply, OUT_HEADER, DESC_WRITE);
+        }
+        match step.reply {
+            Reply::None => {}
+            Reply::Small(size) => table.push(reply + OUT_HEADER as u64, size, DESC_WRITE),
+            Reply::Data(size) => table.push_pages(data, size, DESC_WRITE),
+        }
+        Self {
+            opcode: step.opcode,
+            request,
+            descriptor: table.place(memory),
+            has_reply: step.reply != Reply::None,
+            weight: step.weight,
+            feeds: step.feeds.clone(),
+        }
+    }
+}
+
+/// An indirect table under construction.
+#[derive(Default)]
+struct Table(Vec<Descriptor>);
+
+impl Table {
+    fn push(&mut self, addr: u64, len: usize, flags: u16) {
+        if len > 0 {
+            let next = u16::try_from(self.0.len() + 1).unwrap();
+            let len = u32::try_from(len).unwrap();
+            self.0.push(Descriptor {
+                addr,
+                len,
+                flags: flags | DESC_NEXT,
+                next,
+            });
+        }
+    }
+
+    fn push_pages(&mut self, mut addr: u64, mut len: usize, flags: u16) {
+        while len > 0 {
+            let part = len.min(PAGE);
+            self.push(addr, part, flags);
+            addr += part as u64;
+            len -= part;
+        }
+    }
+
+    /// The descriptor that stands for the table in the ring.
+    fn place(mut self, memory: &GuestMemory) -> Descriptor {
+        if let Some(last) = self.0.last_mut() {
+            last.flags &= !DESC_NEXT;
+            last.next = 0;
+        }
+        let bytes: Vec<u8> = self
+            .0
+            .iter()
+            .flat_map(|descriptor| descriptor.to_bytes())
+            .collect();
+        let addr = memory.alloc(bytes.len() as u64);
+        memory.write(addr, &bytes);
+        Descriptor {
+            addr,
+            len: u32::try_from(bytes.len()).unwrap(),
+            flags: DESC_INDIRECT,
+            next: 0,
+        }
+    }
+}

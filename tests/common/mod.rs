@@ -1,0 +1,74 @@
+//! The other side of the socket: a virtual machine without a virtual machine.
+//!
+//! - [`daemon`] starts and watches a daemon binary.
+//! - [`memory`] is the guest's memory, in shared memory files.
+//! - [`frontend`] is the vhost-user front end and its split virtqueues.
+//! - [`session`] is all of these together, for tests of single operations.
+//! - [`wire`] is an independent definition of the FUSE wire format.
+//! - [`fuse_client`] sends requests and checks every reply.
+//!
+//! Nothing here uses the daemon's own code, so that a mistake there cannot
+//! hide behind the same mistake here.
+
+// Each test crate uses a part of this module.
+#![allow(dead_code, unreachable_pub, unused_imports)]
+// This is test code: a surprise ends the test with its place and its value.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+pub mod daemon;
+pub mod frontend;
+pub mod fuse_client;
+pub mod memory;
+pub mod session;
+pub mod wire;
+
+mod event {
+    //! The one unsafe line: `vhost` wants an `EventFd`, and that one cannot be
+    //! borrowed as a descriptor.
+    #![allow(unsafe_code)]
+
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    use vmm_sys_util::eventfd::EventFd;
+
+    pub(super) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `event`, which the result
+        // borrows.
+        unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+    }
+}
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
+
+/// How long anything that must happen may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `event` was signalled, at most `timeout`; tells whether it was.
+pub fn wait_event(event: &EventFd, timeout: Duration) -> bool {
+    wait_readable(event::borrow(event), timeout)
+}
+
+/// Waits until `fd` is readable, at most `timeout`; tells whether it is.
+pub fn wait_readable(fd: impl AsFd, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&left)) {
+            Ok(ready) => return ready > 0,
+            Err(Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
+    }
+}

@@ -1,0 +1,992 @@
+//! A guest that means harm: malformed requests and corrupted rings. The daemon
+//! answers what can be answered, gives up on a broken ring with one line in
+//! its log, and goes on serving everything else.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::frontend::{
+    Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, F_INDIRECT, LOW_MEMORY, Queue,
+    REQUEST,
+};
+use common::fuse_client::{
+    Client, RawReply, ReplySize, Request, SetAttr, Split, read_in, release_in, write_in,
+};
+use common::session::Session;
+use common::wire::{Encoder, IN_HEADER, OUT_HEADER, OutHeader, ROOT, init, op};
+
+/// A reply to a malformed request: none at all, or a header that is right.
+#[track_caller]
+fn assert_sane(raw: &RawReply, unique: u64, what: &str) {
+    if raw.used_len == 0 {
+        return;
+    }
+    assert!(
+        raw.bytes.len() >= OUT_HEADER,
+        "{what}: {} bytes",
+        raw.bytes.len()
+    );
+    let header = OutHeader::decode(&raw.bytes[..OUT_HEADER]);
+    assert_eq!(header.len, raw.used_len, "{what}: length");
+    assert!(
+        (-4095..=0).contains(&header.error),
+        "{what}: error {}",
+        header.error
+    );
+    assert!(
+        header.unique == unique || header.unique == 0,
+        "{what}: number {:#x}",
+        header.unique
+    );
+    if header.error != 0 {
+        assert_eq!(
+            raw.used_len as usize, OUT_HEADER,
+            "{what}: an error with a body"
+        );
+    }
+}
+
+/// A folder, a file with handle, a link: what requests are about.
+struct Things {
+    file: u64,
+    file_fh: u64,
+    dir: u64,
+    dir_fh: u64,
+    link: u64,
+}
+
+fn things(session: &mut Session) -> Things {
+    session.put("file", "text");
+    fs::create_dir(session.path("dir")).unwrap();
+    std::os::unix::fs::symlink("target", session.path("link")).unwrap();
+    let c = &mut session.client;
+    let file = c.walk("file").unwrap().nodeid;
+    let dir = c.walk("dir").unwrap().nodeid;
+    let link = c.walk("link").unwrap().nodeid;
+    let file_fh = c.open(file, libc::O_RDWR).unwrap().fh;
+    let dir_fh = c.opendir(dir).unwrap().fh;
+    Things {
+        file,
+        file_fh,
+        dir,
+        dir_fh,
+        link,
+    }
+}
+
+/// One valid request of each operation. INIT and DESTROY come last.
+fn one_of_each(t: &Things) -> Vec<Request> {
+    let e = Encoder::new;
+    let dir_request = |opcode| Request::new(opcode, t.dir, read_in(t.dir_fh, 0, 4096)).space(4096);
+    let flush = e().u64(t.file_fh).u64(0).u64(0);
+    let fsync = |fh: u64| e().u64(fh).u64(0);
+    let setattr = e().u32(1).u32(0).bytes(&[0; 64]).u32(0o644).bytes(&[0; 16]);
+    let init_body = e()
+        .u32(7)
+        .u32(38)
+        .u32(1 << 17)
+        .u32((init::LINUX & 0xffff_ffff) as u32);
+    let init_body = init_body.u32((init::LINUX >> 32) as u32).bytes(&[0; 44]);
+    vec![
+        Request::new(op::LOOKUP, ROOT, e().name("file")),
+        Request::new(op::FORGET, t.file, e().u64(0)),
+        Request::new(op::GETATTR, t.file, e().u64(0).u64(0)),
+        Request::new(op::SETATTR, t.file, setattr),
+        Request::new(op::READLINK, t.link, e()).space(100),
+        Request::new(op::SYMLINK, t.dir, e().name("symlink").name("target")),
+        Request::new(
+            op::MKNOD,
+            t.dir,
+            e().u32(libc::S_IFREG | 0o644).u32(0).u64(0).name("mknod"),
+        ),
+        Request::new(op::MKDIR, t.dir, e().u64(0o755).name("mkdir")),
+        Request::new(op::UNLINK, t.dir, e().name("mknod")),
+        Request::new(op::RMDIR, t.dir, e().name("mkdir")),
+        Request::new(
+            op::RENAME,
+            t.dir,
+            e().u64(t.dir).name("symlink").name("renamed"),
+        ),
+        Request::new(op::LINK, t.dir, e().u64(t.file).name("linked")),
+        Request::new(op::OPEN, t.file, e().u64(0)),
+        Request::new(op::READ, t.file, read_in(t.file_fh, 0, 100)).space(100),
+        Request::new(
+            op::WRITE,
+            t.file,
+            write_in(t.file_fh, 0, 20, 0, 0).bytes(&[b'w'; 20]),
+        ),
+        Request::new(op::STATFS, ROOT, e()),
+        Request::new(op::RELEASE, t.file, release_in(77)),
+        Request::new(op::FSYNC, t.file, fsync(t.file_fh)),
+        Request::new(
+            op::SETXATTR,
+            t.file,
+            e().u32(5).u32(0).name("user.x").bytes(b"value"),
+        ),
+        Request::new(op::GETXATTR, t.file, e().u64(100).name("user.x")).space(100),
+        Request::new(op::LISTXATTR, t.file, e().u64(100)).space(100),
+        Request::new(op::REMOVEXATTR, t.file, e().name("user.x")),
+        Request::new(op::FLUSH, t.file, flush),
+        Request::new(op::OPENDIR, t.dir, e().u64(0)),
+        dir_request(op::READDIR),
+        dir_request(op::READDIRPLUS),
+        Request::new(op::RELEASEDIR, t.dir, release_in(77)),
+        Request::new(op::FSYNCDIR, t.dir, fsync(t.dir_fh)),
+        Request::new(op::ACCESS, t.file, e().u64(4)),
+        Request::new(
+            op::CREATE,
+            t.dir,
+            e().u32(libc::O_RDWR as u32 | libc::O_CREAT as u32)
+                .u32(0o644)
+                .u64(0)
+                .name("created"),
+        ),
+        Request::new(op::INTERRUPT, 0, e().u64(2)),
+        Request::new(op::IOCTL, t.file, e().u64(t.file_fh).u64(0).u64(0).u64(0)).space(16),
+        Request::new(
+            op::BATCH_FORGET,
+            0,
+            e().u64(2).u64(t.file).u64(0).u64(t.dir).u64(0),
+        ),
+        Request::new(
+            op::FALLOCATE,
+            t.file,
+            e().u64(t.file_fh).u64(0).u64(100).u64(0),
+        ),
+        Request::new(
+            op::RENAME2,
+            t.dir,
+            e().u64(t.dir).u64(0).name("renamed").name("again"),
+        ),
+        Request::new(op::LSEEK, t.file, e().u64(t.file_fh).u64(0).u64(3)),
+        Request::new(
+            op::COPY_FILE_RANGE,
+            t.file,
+            e().u64(t.file_fh)
+                .u64(0)
+                .u64(t.file)
+                .u64(t.file_fh)
+                .u64(50)
+                .u64(4)
+                .u64(0),
+        ),
+        Request::new(op::SYNCFS, ROOT, e().u64(0)),
+        Request::new(op::GETLK, t.file, e().u64(t.file_fh).bytes(&[0; 40])).space(24),
+        Request::new(op::SETLK, t.file, e().u64(t.file_fh).bytes(&[0; 40])),
+        Request::new(999, t.file, e().bytes(&[0; 40])),
+        Request::new(op::DESTROY, ROOT, e()),
+        Request::new(op::INIT, 0, init_body).space(64),
+    ]
+}
+
+/// The daemon is well: a valid request is answered.
+fn still_serves(session: &mut Session) {
+    session.client.init();
+    session.client.split = Split::Header;
+    let name = "still-here";
+    let (entry, open) = session
+        .client
+        .create(ROOT, name, libc::O_RDWR, 0o600)
+        .unwrap();
+    session
+        .client
+        .write(entry.nodeid, open.fh, 0, b"text")
+        .unwrap();
+    session.client.release(entry.nodeid, open.fh).unwrap();
+    assert_eq!(session.get(name), b"text");
+    session.client.unlink(ROOT, name).unwrap();
+}
+
+fn getattr_root(session: &mut Session, what: &str) {
+    let answer = session.client.getattr(ROOT);
+    assert!(answer.is_ok(), "GETATTR after {what}: {answer:?}");
+}
+
+fn modes() -> [&'static [&'static str]; 2] {
+    [&["--xattr"], &["--xattr", "--thread-pool-size", "2"]]
+}
+
+// ---- malformed requests
+
+#[test]
+fn every_truncated_request_is_survived() {
+    for args in modes() {
+        let mut session = Session::new(args);
+        let things = things(&mut session);
+        for request in one_of_each(&things) {
+            let (unique, whole) = session.client.encode(&request);
+            for len in 0..=whole.len() {
+                for honest in [true, false] {
+                    let mut bytes = whole[..len].to_vec();
+                    if honest && len >= 4 {
+                        bytes[..4].copy_from_slice(&u32::try_from(len).unwrap().to_le_bytes());
+                    }
+                    let what = format!(
+                        "the first {len} bytes of operation {} of {}",
+                        request.opcode,
+                        whole.len()
+                    );
+                    let raw = session.client.call_bytes(&bytes, OUT_HEADER + 4096);
+                    assert_sane(&raw, unique, &what);
+                    if len < IN_HEADER {
+                        let is_ok = raw.used_len > 0 && OutHeader::decode(&raw.bytes).error == 0;
+                        assert!(!is_ok, "{what} was taken for a request");
+                    }
+                    if request.opcode == op::DESTROY || request.opcode == op::INIT {
+                        session.client.init();
+                    } else {
+                        getattr_root(&mut session, &what);
+                    }
+                }
+            }
+        }
+        still_serves(&mut session);
+        session.finish();
+    }
+}
+
+#[test]
+fn lengths_that_lie_are_survived() {
+    let mut session = Session::new(&["--xattr"]);
+    let things = things(&mut session);
+    for request in one_of_each(&things) {
+        let (unique, whole) = session.client.encode(&request);
+        let len = u32::try_from(whole.len()).unwrap();
+        for lie in [
+            0,
+            1,
+            39,
+            40,
+            len - 1,
+            len + 1,
+            len + 8,
+            len + 4096,
+            1 << 20,
+            1 << 31,
+            u32::MAX,
+        ] {
+            let mut bytes = whole.clone();
+            bytes[..4].copy_from_slice(&lie.to_le_bytes());
+            let raw = session.client.call_bytes(&bytes, OUT_HEADER + 4096);
+            assert_sane(
+                &raw,
+                unique,
+                &format!("operation {} with length {lie}", request.opcode),
+            );
+        }
+    }
+    still_serves(&mut session);
+    session.finish();
+}
+
+#[test]
+fn every_room_for_a_reply_is_survived() {
+    for args in modes() {
+        let mut session = Session::new(args);
+        let things = things(&mut session);
+        for request in one_of_each(&things) {
+            for room in (0..180).chain([4096]) {
+                let (unique, bytes) = session.client.encode(&request);
+                let raw = session.client.call_bytes(&bytes, room);
+                assert_sane(
+                    &raw,
+                    unique,
+                    &format!("operation {} with room for {room}", request.opcode),
+                );
+                assert!(raw.used_len as usize <= room);
+            }
+        }
+        still_serves(&mut session);
+        session.finish();
+    }
+}
+
+#[test]
+fn requests_in_single_bytes_are_understood() {
+    let config = Config {
+        queue_size: 1024,
+        ..Config::default()
+    };
+    let mut session = Session::with_config(&["--xattr"], &config);
+    let things = things(&mut session);
+    for request in one_of_each(&things) {
+        session.client.split = Split::Pieces(1, 1);
+        let (unique, bytes) = session.client.encode(&request);
+        let raw = session.client.call_bytes(&bytes, OUT_HEADER + 200);
+        assert_sane(&raw, unique, &format!("operation {}", request.opcode));
+        let silent = [op::FORGET, op::BATCH_FORGET, op::INTERRUPT, op::DESTROY];
+        assert!(raw.used_len > 0 || silent.contains(&request.opcode));
+    }
+    still_serves(&mut session);
+    session.finish();
+}
+
+#[test]
+fn random_bodies_are_survived() {
+    for args in modes() {
+        let mut session = Session::new(args);
+        let t = things(&mut session);
+        let mut random = Random(0x1234_5678_9abc_def1);
+        let requests = one_of_each(&t);
+        for round in 0..3000 {
+            let mut request = requests[random.below(requests.len() as u64) as usize].clone();
+            if request.opcode == op::INIT || request.opcode == op::DESTROY {
+                continue;
+            }
+            request.nodeid =
+                [ROOT, t.file, t.dir, t.link, 0, random.next()][random.below(6) as usize];
+            match round % 3 {
+                // Some bytes of the body are others.
+                0 => {
+                    for _ in 0..=random.below(4) {
+                        let len = request.body.len().max(1) as u64;
+                        let index = random.below(len) as usize;
+                        if let Some(byte) = request.body.get_mut(index) {
+                            *byte = random.next() as u8;
+                        }
+                    }
+                }
+                // A field has one of the values that sums stumble over.
+                1 => {
+                    let special = [
+                        0,
+                        1,
+                        u64::MAX,
+                        1 << 63,
+                        i64::MAX as u64,
+                        u64::from(u32::MAX),
+                        1 << 31,
+                    ];
+                    let value = special[random.below(special.len() as u64) as usize];
+                    let words = request.body.len() as u64 / 8;
+                    if words > 0 {
+                        let at = 8 * random.below(words) as usize;
+                        request.body[at..at + 8].copy_from_slice(&value.to_le_bytes());
+                    }
+                }
+                // All of it is.
+                _ => {
+                    let len = random.below(200);
+                    request.body = (0..len).map(|_| random.next() as u8).collect();
+                }
+            }
+            let (unique, bytes) = session.client.encode(&request);
+            let raw = session
+                .client
+                .call_bytes(&bytes, OUT_HEADER + random.below(4096) as usize);
+            assert_sane(&raw, unique, &format!("{request:x?}"));
+        }
+        still_serves(&mut session);
+        session.finish();
+    }
+}
+
+#[test]
+fn extensions_that_lie_are_survived() {
+    let mut session = Session::new(&[]);
+    let e = Encoder::new;
+    for (index, extension) in [
+        e(),
+        e().u64(0),
+        e().u32(8).u32(32),
+        e().u32(7).u32(32),
+        e().u32(0).u32(32),
+        e().u32(u32::MAX).u32(32),
+        e().u32(16).u32(32).u32(u32::MAX).u32(1),
+        e().u32(16).u32(32).u32(1).u32(u32::MAX),
+        e().u32(16).u32(32).u32(0).u32(0),
+        e().u32(24).u32(32).u32(2).u32(5).u32(6).u32(0),
+        e().u32(16).u32(1).u32(u32::MAX).u32(0),
+        e().u32(16).u32(1).u32(4).u32(0),
+        e().u32(16).u32(31).u32(0).u32(0),
+        e().u32(16).u32(99).u64(0),
+        e().u32(1 << 31).u32(1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for total in [extension.0.len() / 8, 0, 1, 2, 0x7fff, 0xffff] {
+            let request = Request::new(
+                op::MKDIR,
+                ROOT,
+                e().u64(0o755).name(format!("d{index}-{total}")),
+            );
+            let (unique, mut bytes) = session.client.encode(&request);
+            bytes.extend(&extension.0);
+            let len = u32::try_from(bytes.len()).unwrap();
+            bytes[..4].copy_from_slice(&len.to_le_bytes());
+            bytes[36..38].copy_from_slice(&u16::try_from(total).unwrap().to_le_bytes());
+            let raw = session.client.call_bytes(&bytes, OUT_HEADER + 128);
+            assert_sane(&raw, unique, &format!("extension {index} of {total} words"));
+        }
+    }
+    still_serves(&mut session);
+    session.finish();
+}
+
+#[test]
+fn forgets_of_more_than_is_sent_are_survived() {
+    let mut session = Session::new(&[]);
+    for count in [1, 2, 1000, u32::MAX] {
+        let request = Request::new(
+            op::BATCH_FORGET,
+            0,
+            Encoder::new().u32(count).u32(0).u64(ROOT),
+        );
+        let (unique, bytes) = session.client.encode(&request);
+        for room in [0, OUT_HEADER] {
+            assert_sane(
+                &session.client.call_bytes(&bytes, room),
+                unique,
+                "BATCH_FORGET",
+            );
+        }
+    }
+    still_serves(&mut session);
+    session.finish();
+}
+
+#[test]
+fn malformed_requests_are_not_logged_at_will() {
+    let mut session = Session::new(&[]);
+    for _ in 0..100 {
+        session.client.call_bytes(&[0; 10], 100);
+        session.client.call_bytes(&[0xff; 60], 100);
+        session.client.call_bytes(&[], 100);
+        session.client.lookup(ROOT, "a/b").unwrap_err();
+    }
+    getattr_root(&mut session, "nonsense");
+    let lines = session.finish().log().len();
+    assert!(lines < 20, "{lines} lines in the log");
+}
+
+#[test]
+fn a_million_failures_cost_nothing() {
+    let mut session = Session::new(&[]);
+    session.put("f", "");
+    let f = session.client.walk("f").unwrap().nodeid;
+    let fds = session.daemon.open_fds();
+    let fail = |session: &mut Session, rounds| {
+        for _ in 0..rounds {
+            let c = &mut session.client;
+            c.lookup(ROOT, "missing").unwrap_err();
+            c.mkdir(ROOT, "f", 0o755, 0).unwrap_err();
+            c.read(f, 12345, 0, 100).unwrap_err();
+            c.create(f, "x", libc::O_RDWR, 0o644).unwrap_err();
+            c.rename((ROOT, "missing"), (ROOT, "f")).unwrap_err();
+            c.setattr(
+                f,
+                &SetAttr {
+                    size: Some(u64::MAX),
+                    ..SetAttr::default()
+                },
+            )
+            .unwrap_err();
+            c.call_bytes(&[1; 45], 20);
+        }
+    };
+    fail(&mut session, 200);
+    let rss = session.daemon.rss();
+    fail(&mut session, 3000);
+    let grown = session.daemon.rss().saturating_sub(rss);
+    assert!(grown < 1 << 20, "{grown} bytes more in use");
+    assert_eq!(session.daemon.open_fds(), fds);
+    session.finish();
+}
+
+// ---- corrupted rings
+
+const NOWHERE: u64 = 0xdead_0000_0000;
+
+/// A valid GETATTR in guest memory, as two descriptors.
+fn valid_pair(session: &mut Session) -> (Descriptor, Descriptor) {
+    let memory = session.vmm.memory.clone();
+    let request = Request::new(op::GETATTR, ROOT, Encoder::new().u64(0).u64(0));
+    let (_, bytes) = session.client.encode(&request);
+    let (input, output) = (memory.alloc(4096), memory.alloc(4096));
+    memory.write(input, &bytes);
+    let input = Descriptor {
+        addr: input,
+        len: u32::try_from(bytes.len()).unwrap(),
+        flags: DESC_NEXT,
+        next: 1,
+    };
+    let output = Descriptor {
+        addr: output,
+        len: 4096,
+        flags: DESC_WRITE,
+        next: 0,
+    };
+    (input, output)
+}
+
+/// What one corruption does to the ring of a queue.
+type Corrupt = fn(&mut Queue, Descriptor, Descriptor);
+
+fn offer(queue: &mut Queue, head: u16) {
+    queue.put_avail(head);
+    queue.publish();
+}
+
+/// Damage of the available ring itself: nothing can be answered.
+const RING: &[(&str, Corrupt)] = &[
+    ("an available index one too far", |queue, _, _| {
+        queue.set_avail_index(queue.next_avail().wrapping_add(queue.size).wrapping_add(1));
+    }),
+    ("an available index far off", |queue, _, _| {
+        queue.set_avail_index(queue.next_avail().wrapping_add(0x8000));
+    }),
+    ("an available index that went back", |queue, _, _| {
+        queue.set_avail_index(queue.next_avail().wrapping_sub(1));
+    }),
+    ("a head out of range", |queue, _, _| {
+        let size = queue.size;
+        offer(queue, size);
+    }),
+    ("a head far out of range", |queue, _, _| {
+        offer(queue, 0xffff)
+    }),
+];
+
+/// Damage of one chain: the queue stops, or the chain comes back unanswered.
+const CHAIN: &[(&str, Corrupt)] = &[
+    ("a descriptor that follows itself", |queue, input, _| {
+        queue.write_descriptor(0, Descriptor { next: 0, ..input });
+        offer(queue, 0);
+    }),
+    ("a loop of two", |queue, input, output| {
+        queue.write_descriptor(0, input);
+        queue.write_descriptor(
+            1,
+            Descriptor {
+                flags: DESC_NEXT | DESC_WRITE,
+                next: 0,
+                ..output
+            },
+        );
+        offer(queue, 0);
+    }),
+    ("a next descriptor out of range", |queue, input, _| {
+        let next = queue.size;
+        queue.write_descriptor(0, Descriptor { next, ..input });
+        offer(queue, 0);
+    }),
+    ("a request outside of memory", |queue, input, output| {
+        queue.write_descriptor(
+            0,
+            Descriptor {
+                addr: NOWHERE,
+                ..input
+            },
+        );
+        queue.write_descriptor(1, output);
+        offer(queue, 0);
+    }),
+    ("a reply outside of memory", |queue, input, output| {
+        queue.write_descriptor(0, input);
+        queue.write_descriptor(
+            1,
+            Descriptor {
+                addr: NOWHERE,
+                ..output
+            },
+        );
+        offer(queue, 0);
+    }),
+    (
+        "a buffer beyond the end of a region",
+        |queue, input, output| {
+            queue.write_descriptor(0, input);
+            queue.write_descriptor(
+                1,
+                Descriptor {
+                    addr: LOW_MEMORY + (64 << 20) - 8,
+                    ..output
+                },
+            );
+            offer(queue, 0);
+        },
+    ),
+    (
+        "a buffer beyond the end of the address space",
+        |queue, input, output| {
+            queue.write_descriptor(0, input);
+            queue.write_descriptor(
+                1,
+                Descriptor {
+                    addr: u64::MAX - 8,
+                    ..output
+                },
+            );
+            offer(queue, 0);
+        },
+    ),
+    ("a buffer of 4 GiB", |queue, input, output| {
+        queue.write_descriptor(
+            0,
+            Descriptor {
+                len: u32::MAX,
+                ..input
+            },
+        );
+        queue.write_descriptor(
+            1,
+            Descriptor {
+                len: u32::MAX,
+                ..output
+            },
+        );
+        offer(queue, 0);
+    }),
+    ("a request behind the reply", |queue, input, output| {
+        queue.write_descriptor(
+            0,
+            Descriptor {
+                flags: DESC_NEXT | DESC_WRITE,
+                next: 1,
+                ..output
+            },
+        );
+        queue.write_descriptor(1, Descriptor { flags: 0, ..input });
+        offer(queue, 0);
+    }),
+    ("an indirect table outside of memory", |queue, _, _| {
+        indirect(queue, NOWHERE, 32, 0);
+    }),
+    ("an indirect table of a broken length", |queue, input, _| {
+        indirect(queue, input.addr, 33, 0);
+    }),
+    ("an indirect table of no length", |queue, input, _| {
+        indirect(queue, input.addr, 0, 0);
+    }),
+    ("an indirect table of 64 MiB", |queue, _, _| {
+        indirect(queue, LOW_MEMORY, 64 << 20, 0);
+    }),
+    ("an indirect table with a loop", |queue, input, _| {
+        let table = queue.memory.alloc(4096);
+        let looped = Descriptor { next: 0, ..input };
+        queue.memory.write(table, &looped.to_bytes());
+        indirect(queue, table, 16, 0);
+    }),
+    (
+        "an indirect table whose chain leaves it",
+        |queue, input, _| {
+            let table = queue.memory.alloc(4096);
+            let outside = Descriptor { next: 5, ..input };
+            queue.memory.write(table, &outside.to_bytes());
+            indirect(queue, table, 16, 0);
+        },
+    ),
+    (
+        "an indirect table in an indirect table",
+        |queue, input, _| {
+            let table = queue.memory.alloc(4096);
+            let nested = Descriptor {
+                flags: DESC_INDIRECT,
+                len: 16,
+                ..input
+            };
+            queue.memory.write(table, &nested.to_bytes());
+            indirect(queue, table, 16, 0);
+        },
+    ),
+    (
+        "an indirect table that is also chained",
+        |queue, input, output| {
+            let table = queue.memory.alloc(4096);
+            queue
+                .memory
+                .write(table, &Descriptor { flags: 0, ..input }.to_bytes());
+            queue.write_descriptor(1, output);
+            indirect(queue, table, 16, DESC_NEXT);
+        },
+    ),
+    ("no buffer with any byte", |queue, input, _| {
+        queue.write_descriptor(
+            0,
+            Descriptor {
+                len: 0,
+                flags: 0,
+                ..input
+            },
+        );
+        offer(queue, 0);
+    }),
+];
+
+fn indirect(queue: &mut Queue, addr: u64, len: u32, flags: u16) {
+    let descriptor = Descriptor {
+        addr,
+        len,
+        flags: DESC_INDIRECT | flags,
+        next: 1,
+    };
+    queue.write_descriptor(0, descriptor);
+    offer(queue, 0);
+}
+
+/// A guest with a second request queue to be broken.
+fn with_victim(args: &[&str], config: &Config) -> (Session, Client) {
+    let mut session =
+        Session::with_config(&[args, &["--num-request-queues", "2"]].concat(), config);
+    let mut victim = Client::new(session.vmm.start_queue(2));
+    victim.getattr(ROOT).unwrap();
+    (session, victim)
+}
+
+/// The guest restarts its broken queue, and all is well.
+fn restart(session: &mut Session, victim: &Client) {
+    session.vmm.stop_queue(&victim.queue);
+    let mut anew = Client::new(session.vmm.start_queue(2));
+    for _ in 0..10 {
+        anew.getattr(ROOT).unwrap();
+    }
+}
+
+#[test]
+fn a_broken_ring_stops_alone_and_is_logged_once() {
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        for (what, corrupt) in RING {
+            let (mut session, mut victim) = with_victim(args, &Config::default());
+            let (input, output) = valid_pair(&mut session);
+            let before = session.daemon.complaints().len();
+            corrupt(&mut victim.queue, input, output);
+            victim.queue.kick();
+            let line = session.daemon.expect_complaint_after(before);
+            assert!(!line.contains("panicked"), "{line}");
+            for _ in 0..10 {
+                victim.queue.kick();
+                session.client.getattr(ROOT).unwrap();
+            }
+            restart(&mut session, &victim);
+            let complaints = session.finish().complaints().split_off(before);
+            assert_eq!(complaints.len(), 1, "{what}: {complaints:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_broken_chain_harms_nobody_else() {
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        for (what, corrupt) in CHAIN {
+            let (mut session, mut victim) = with_victim(args, &Config::default());
+            let (input, output) = valid_pair(&mut session);
+            let before = session.daemon.complaints().len();
+            let used = victim.queue.used_index();
+            corrupt(&mut victim.queue, input, output);
+            victim.queue.ask_for_call_after(0);
+            victim.queue.kick();
+            let deadline = Instant::now() + common::PATIENCE;
+            while victim.queue.used_index() == used && session.daemon.complaints().len() == before {
+                assert!(
+                    Instant::now() < deadline,
+                    "{what}: neither answered nor logged"
+                );
+                victim.queue.call_comes(Duration::from_millis(1));
+            }
+            for _ in 0..10 {
+                victim.queue.kick();
+                session.client.getattr(ROOT).unwrap();
+            }
+            // Stopping waits for what is being served.
+            session.vmm.stop_queue(&victim.queue);
+            let answered = victim.queue.used_index().wrapping_sub(used);
+            let mut anew = Client::new(session.vmm.start_queue(2));
+            anew.getattr(ROOT).unwrap();
+            let complaints = session.finish().complaints().split_off(before);
+            assert!(answered <= 1, "{what}: {answered} answers");
+            assert!(complaints.len() <= 1, "{what}: {complaints:#?}");
+        }
+    }
+}
+
+#[test]
+fn an_indirect_table_that_was_not_negotiated_harms_nobody() {
+    let (mut session, mut victim) = with_victim(&[], &Config::default().without(F_INDIRECT));
+    let (input, output) = valid_pair(&mut session);
+    let table = session.vmm.memory.alloc(4096);
+    session.vmm.memory.write(table, &input.to_bytes());
+    session.vmm.memory.write(table + 16, &output.to_bytes());
+    indirect(&mut victim.queue, table, 32, 0);
+    victim.queue.kick();
+    session.client.getattr(ROOT).unwrap();
+    restart(&mut session, &victim);
+    session.finish();
+}
+
+#[test]
+fn a_broken_ring_is_well_after_a_reset_of_the_device() {
+    let (mut session, mut victim) = with_victim(&[], &Config::default());
+    let before = session.daemon.complaints().len();
+    let size = victim.queue.size;
+    offer(&mut victim.queue, size + 3);
+    victim.queue.kick();
+    session.daemon.expect_complaint_after(before);
+    for queue in [&session.hiprio, &session.client.queue, &victim.queue] {
+        session.vmm.stop_queue(queue);
+    }
+    use vhost::VhostBackend;
+    use vhost::vhost_user::VhostUserFrontend;
+    session.vmm.vhost.reset_device().unwrap();
+    session
+        .vmm
+        .vhost
+        .set_features(session.vmm.features)
+        .unwrap();
+    session.client = Client::new(session.vmm.start_queue(REQUEST));
+    let mut second = Client::new(session.vmm.start_queue(2));
+    session.client.init();
+    second.getattr(ROOT).unwrap();
+    session.finish();
+}
+
+#[test]
+fn answers_never_land_in_the_request() {
+    // The same page for reading and for writing.
+    let mut session = Session::new(&[]);
+    let (mut input, mut output) = valid_pair(&mut session);
+    output.addr = input.addr;
+    input.next = 1;
+    let queue = &mut session.client.queue;
+    queue.write_descriptor(0, input);
+    queue.write_descriptor(1, output);
+    let before = queue.used_index();
+    offer(queue, 0);
+    queue.kick();
+    queue.ask_for_call_after(0);
+    while queue.used_index() == before {
+        assert!(queue.call_comes(common::PATIENCE));
+        queue.drain_calls();
+    }
+    let reply = session.vmm.memory.read_vec(input.addr, OUT_HEADER);
+    assert_eq!(OutHeader::decode(&reply).error, 0);
+}
+
+#[test]
+fn requests_changed_while_they_are_served_are_survived() {
+    let mut session = Session::new(&[]);
+    session.put("f", vec![7; 1 << 16]);
+    let f = session.client.walk("f").unwrap().nodeid;
+    let fh = session.client.open(f, libc::O_RDWR).unwrap().fh;
+    let memory = session.vmm.memory.clone();
+    let request = Request::new(op::READ, f, read_in(fh, 0, 4096));
+    let (_, valid) = session.client.encode(&request);
+    let (place, room) = (memory.alloc(4096), memory.alloc(1 << 16));
+    memory.write(place, &valid);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random(99);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let index = random.below(valid.len() as u64);
+                memory.write(place + index, &[random.next() as u8]);
+                memory.write(place + index, &valid[index as usize..=index as usize]);
+            }
+        });
+        let queue = &mut session.client.queue;
+        let buffer = |gpa, len, writable| common::frontend::Buffer { gpa, len, writable };
+        for _ in 0..5000 {
+            let buffers = [
+                buffer(place, valid.len() as u32, false),
+                buffer(room, 1 << 16, true),
+            ];
+            queue.add(&buffers, None);
+            queue.submit();
+            let used = queue.wait();
+            assert!(used.len <= 1 << 16);
+            queue.release(used.head);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    still_serves(&mut session);
+    session.finish();
+}
+
+#[test]
+fn a_removed_region_under_a_running_queue_harms_nobody() {
+    const PLUGGED: u64 = 0x2_0000_0000;
+    let (mut session, mut victim) = with_victim(&[], &Config::default());
+    session.vmm.hot_add(PLUGGED, 16 << 20);
+    session.put("f", vec![7; 1 << 20]);
+    let f = session.client.walk("f").unwrap().nodeid;
+    let fh = session.client.open(f, libc::O_RDONLY).unwrap().fh;
+    victim.region = Some(PLUGGED);
+    for _ in 0..8 {
+        victim.start(&Request::new(op::READ, f, read_in(fh, 0, 1 << 20)).space(1 << 20));
+    }
+    victim.submit();
+    // Some requests are served, some find their memory gone.
+    session.vmm.hot_remove(PLUGGED);
+    for _ in 0..10 {
+        session.client.getattr(ROOT).unwrap();
+    }
+    restart(&mut session, &victim);
+    session.finish();
+}
+
+#[test]
+fn nothing_is_answered_without_a_kick_or_a_request() {
+    let mut session = Session::new(&[]);
+    for _ in 0..5 {
+        session.client.queue.kick();
+    }
+    session.vmm.stop_queue(&session.client.queue);
+    assert_eq!(
+        session.client.queue.used_index(),
+        session.client.queue.last_used()
+    );
+    session.client = Client::new(session.vmm.start_queue(REQUEST));
+    getattr_root(&mut session, "empty kicks");
+    session.finish();
+}
+
+#[test]
+fn replies_are_checked_by_these_tests() {
+    // The checks themselves: a reply that lies does not pass.
+    let reply = |len: u32, error: i32, unique: u64, body: &[u8]| {
+        let header = Encoder::new()
+            .u32(len)
+            .u32(error.cast_unsigned())
+            .u64(unique);
+        let bytes = header.bytes(body).0;
+        RawReply {
+            used_len: u32::try_from(bytes.len()).unwrap(),
+            bytes,
+        }
+    };
+    let caught = |raw: RawReply, size| std::panic::catch_unwind(|| raw.check(7, size)).is_err();
+    assert!(!caught(reply(16, -2, 7, &[]), ReplySize::Exact(8)));
+    assert!(!caught(reply(24, 0, 7, &[0; 8]), ReplySize::Exact(8)));
+    assert!(caught(reply(16, 0, 7, &[]), ReplySize::Exact(8)));
+    assert!(caught(reply(24, 0, 8, &[0; 8]), ReplySize::Exact(8)));
+    assert!(caught(reply(20, 0, 7, &[0; 8]), ReplySize::Exact(8)));
+    assert!(caught(reply(24, -2, 7, &[0; 8]), ReplySize::Exact(8)));
+    assert!(caught(reply(16, 5, 7, &[]), ReplySize::Exact(8)));
+    assert!(caught(reply(16, -5000, 7, &[]), ReplySize::Exact(8)));
+    assert!(caught(reply(16, 0, 7, &[]), ReplySize::None));
+}
+
+/// xorshift64: the same sequence every time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}

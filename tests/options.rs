@@ -1,0 +1,343 @@
+//! What the options of the daemon change for the guest.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::fs;
+
+use common::fuse_client::{Answer, SetAttr};
+use common::session::Session;
+use common::wire::{FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ROOT, init, xattr_names};
+
+const DAY: u64 = 86_400;
+
+// ---- cache policy
+
+#[test]
+fn the_cache_policy_decides_time_outs_and_open_flags() {
+    let both = FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR;
+    for (args, seconds, file_flags, dir_flags) in [
+        (&[][..], 1, 0, 0),
+        (&["--cache", "auto"], 1, 0, 0),
+        (&["--cache=ALWAYS"], DAY, FOPEN_KEEP_CACHE, both),
+        (&["--cache", "metadata"], DAY, FOPEN_DIRECT_IO, both),
+        (&["--cache", "never"], 0, FOPEN_DIRECT_IO, 0),
+    ] {
+        let mut session = Session::new(args);
+        session.put("f", "text");
+        let c = &mut session.client;
+        let entry = c.lookup(ROOT, "f").unwrap();
+        assert_eq!(
+            (entry.entry_valid, entry.attr_valid),
+            (seconds, seconds),
+            "{args:?}"
+        );
+        assert_eq!((entry.entry_valid_nsec, entry.attr_valid_nsec), (0, 0));
+        assert_eq!(c.getattr(entry.nodeid).unwrap().valid, seconds);
+        let mode = SetAttr {
+            mode: Some(0o600),
+            ..SetAttr::default()
+        };
+        assert_eq!(c.setattr(entry.nodeid, &mode).unwrap().valid, seconds);
+        assert_eq!(c.mkdir(ROOT, "d", 0o755, 0).unwrap().entry_valid, seconds);
+        assert_eq!(
+            c.open(entry.nodeid, libc::O_RDWR).unwrap().flags,
+            file_flags,
+            "{args:?}"
+        );
+        let (created, open) = c.create(ROOT, "new", libc::O_RDWR, 0o600).unwrap();
+        assert_eq!(
+            (created.entry_valid, open.flags),
+            (seconds, file_flags),
+            "{args:?}"
+        );
+        let dir = c.opendir(ROOT).unwrap();
+        assert_eq!(dir.flags, dir_flags, "{args:?}");
+        let plus = session.init.unwrap().has(init::DO_READDIRPLUS);
+        assert_eq!(plus, !args.contains(&"never"), "{args:?}");
+        if plus {
+            for dirent in session.client.readdirplus(ROOT, dir.fh, 0, 4096).unwrap() {
+                let entry = dirent.entry.unwrap();
+                if entry.nodeid != 0 {
+                    assert_eq!((entry.entry_valid, entry.attr_valid), (seconds, seconds));
+                }
+            }
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn readdirplus_can_be_switched_off() {
+    let session = Session::new(&["--no-readdirplus"]);
+    let out = session.init.unwrap();
+    assert_eq!(
+        out.flags & (init::DO_READDIRPLUS | init::READDIRPLUS_AUTO),
+        0
+    );
+    session.finish();
+}
+
+#[test]
+fn shared_mappings_need_an_option() {
+    for (args, expected) in [
+        (&["--cache=never"][..], false),
+        (&["--cache=never", "--allow-mmap"], true),
+    ] {
+        let session = Session::new(args);
+        assert_eq!(
+            session.init.unwrap().has(init::DIRECT_IO_ALLOW_MMAP),
+            expected,
+            "{args:?}"
+        );
+        session.finish();
+    }
+}
+
+// ---- writeback
+
+#[test]
+fn writeback_reads_what_the_guest_opened_for_writing_only() {
+    let mut session = Session::new(&["--writeback"]);
+    assert!(session.init.unwrap().has(init::WRITEBACK_CACHE));
+    session.put("f", "text");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let open = c.open(f, libc::O_WRONLY).unwrap();
+    assert_eq!(c.read(f, open.fh, 0, 4).unwrap(), b"text");
+    let (entry, open) = c.create(ROOT, "g", libc::O_WRONLY, 0o600).unwrap();
+    c.write_cached(entry.nodeid, open.fh, 0, b"new").unwrap();
+    assert_eq!(c.read(entry.nodeid, open.fh, 0, 4).unwrap(), b"new");
+    session.finish();
+}
+
+#[test]
+fn writeback_writes_where_the_guests_cache_says() {
+    let mut session = Session::new(&["--writeback"]);
+    session.put("f", "0123456789");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let open = c.open(f, libc::O_WRONLY | libc::O_APPEND).unwrap();
+    // The guest has found the end itself.
+    assert_eq!(c.write_cached(f, open.fh, 2, b"ab"), Ok(2));
+    assert_eq!(session.get("f"), b"01ab456789");
+    session.finish();
+}
+
+#[test]
+fn without_writeback_the_guest_does_not_cache_writes() {
+    let session = Session::new(&[]);
+    assert!(!session.init.unwrap().has(init::WRITEBACK_CACHE));
+    session.finish();
+}
+
+// ---- open flags that are taken off
+
+/// Open flags of the daemon's descriptors for a file, save O_PATH ones.
+fn host_flags(session: &Session, name: &str) -> Vec<i32> {
+    let pid = session.daemon.pid();
+    let target = fs::canonicalize(session.path(name)).unwrap();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let entry = entry.unwrap();
+        if fs::read_link(entry.path()).is_ok_and(|path| path == target) {
+            let number = entry.file_name().into_string().unwrap();
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+            let line = info
+                .lines()
+                .find_map(|line| line.strip_prefix("flags:"))
+                .unwrap();
+            let flags = i32::from_str_radix(line.trim(), 8).unwrap();
+            if flags & libc::O_PATH == 0 {
+                found.push(flags);
+            }
+        }
+    }
+    found
+}
+
+fn flags_after_open(args: &[&str], flags: i32) -> i32 {
+    let mut session = Session::new(args);
+    session.put("f", "text");
+    let f = session.client.walk("f").unwrap().nodeid;
+    session.client.open(f, flags).unwrap();
+    let found = host_flags(&session, "f");
+    assert_eq!(found.len(), 1, "{found:?}");
+    session.finish();
+    found[0]
+}
+
+#[test]
+fn direct_io_on_the_host_needs_an_option() {
+    let flags = libc::O_RDWR | libc::O_DIRECT;
+    assert_eq!(flags_after_open(&[], flags) & libc::O_DIRECT, 0);
+    assert_ne!(
+        flags_after_open(&["--allow-direct-io"], flags) & libc::O_DIRECT,
+        0
+    );
+}
+
+#[test]
+fn access_times_are_kept_with_an_option_only() {
+    let flags = libc::O_RDONLY | libc::O_NOATIME;
+    assert_eq!(flags_after_open(&[], flags) & libc::O_NOATIME, 0);
+    assert_ne!(
+        flags_after_open(&["--preserve-noatime"], flags) & libc::O_NOATIME,
+        0
+    );
+}
+
+#[test]
+fn descriptors_are_closed_on_exec_and_never_follow() {
+    let flags = flags_after_open(&[], libc::O_RDWR);
+    assert_ne!(flags & libc::O_CLOEXEC, 0);
+}
+
+// ---- extended attributes
+
+#[test]
+fn without_xattr_there_are_no_extended_attributes() {
+    let mut session = Session::new(&[]);
+    session.put("f", "");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    assert_eq!(c.setxattr(f, "user.x", b"v", 0, false), Err(libc::ENOSYS));
+    assert_eq!(c.getxattr(f, "user.x", 100), Err(libc::ENOSYS));
+    assert_eq!(c.listxattr(f, 100), Err(libc::ENOSYS));
+    assert_eq!(c.removexattr(f, "user.x"), Err(libc::ENOSYS));
+    session.finish();
+}
+
+#[test]
+fn extended_attributes_of_files_and_folders() {
+    let mut session = Session::new(&["--xattr"]);
+    let extended = session.init.unwrap().has(init::SETXATTR_EXT);
+    session.put("f", "");
+    fs::create_dir(session.path("d")).unwrap();
+    for name in ["f", "d"] {
+        let path = session.path(name);
+        let c = &mut session.client;
+        let node = c.walk(name).unwrap().nodeid;
+        let value = vec![b'v'; 1000];
+        match c.setxattr(node, "user.big", &value, 0, extended) {
+            Err(libc::ENOTSUP) => {
+                println!("skips itself: no extended attributes on this file system");
+                return;
+            }
+            answer => answer.unwrap(),
+        }
+        c.setxattr(node, "user.empty", b"", 0, extended).unwrap();
+        assert_eq!(c.getxattr_size(node, "user.big"), Ok(1000));
+        assert_eq!(c.getxattr(node, "user.big", 1000).unwrap(), value);
+        assert_eq!(c.getxattr(node, "user.big", 2000).unwrap(), value);
+        assert_eq!(c.getxattr(node, "user.big", 999), Err(libc::ERANGE));
+        assert_eq!(c.getxattr(node, "user.empty", 10).unwrap(), b"");
+        assert_eq!(c.getxattr_size(node, "user.empty"), Ok(0));
+        assert_eq!(c.getxattr(node, "user.none", 10), Err(libc::ENODATA));
+        let names = xattr_names(&c.listxattr(node, 1000).unwrap());
+        assert!(names.contains(&"user.big".into()) && names.contains(&"user.empty".into()));
+        let size = c.listxattr_size(node).unwrap();
+        assert_eq!(c.listxattr(node, size).unwrap().len(), size as usize);
+        assert_eq!(c.listxattr(node, size - 1), Err(libc::ERANGE));
+        let mut host = [0; 2000];
+        let len = rustix::fs::getxattr(&path, "user.big", &mut host).unwrap();
+        assert_eq!(host[..len], value);
+        const CREATE: u32 = 1;
+        const REPLACE: u32 = 2;
+        assert_eq!(
+            c.setxattr(node, "user.big", b"v", CREATE, extended),
+            Err(libc::EEXIST)
+        );
+        assert_eq!(
+            c.setxattr(node, "user.new", b"v", REPLACE, extended),
+            Err(libc::ENODATA)
+        );
+        c.setxattr(node, "user.big", b"small", REPLACE, extended)
+            .unwrap();
+        assert_eq!(c.getxattr(node, "user.big", 100).unwrap(), b"small");
+        c.removexattr(node, "user.big").unwrap();
+        assert_eq!(c.removexattr(node, "user.big"), Err(libc::ENODATA));
+        assert_eq!(c.getxattr(node, "user.big", 100), Err(libc::ENODATA));
+    }
+    session.finish();
+}
+
+#[test]
+fn extended_attribute_requests_with_nonsense_are_refused() {
+    let mut session = Session::new(&["--xattr"]);
+    let extended = session.init.unwrap().has(init::SETXATTR_EXT);
+    session.put("f", "");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let refused = |answer: Answer<()>| {
+        let errno = answer.unwrap_err();
+        assert_ne!(errno, libc::ENOSYS);
+        assert_ne!(errno, libc::EIO);
+    };
+    refused(c.setxattr(f, "", b"v", 0, extended));
+    refused(c.setxattr(f, "nonamespace", b"v", 0, extended));
+    refused(c.setxattr(f, &format!("user.{}", "n".repeat(300)), b"v", 0, extended));
+    refused(c.setxattr(f, "user.x", &vec![0; 70_000], 0, extended));
+    refused(c.setxattr(f, "user.x", b"v", 77, extended));
+    refused(c.getxattr(f, "", 10).map(drop));
+    refused(c.removexattr(f, ""));
+    // Without ACLs these are out of reach.
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        assert_eq!(
+            c.setxattr(f, name, &[2, 0, 0, 0], 0, extended),
+            Err(libc::ENOTSUP)
+        );
+    }
+    session.finish();
+}
+
+#[test]
+fn attributes_of_a_link_are_its_own() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skips itself: it needs root");
+        return;
+    }
+    let mut session = Session::new(&["--xattr"]);
+    let extended = session.init.unwrap().has(init::SETXATTR_EXT);
+    session.put("f", "");
+    std::os::unix::fs::symlink("f", session.path("s")).unwrap();
+    let c = &mut session.client;
+    let s = c.walk("s").unwrap().nodeid;
+    assert_eq!(c.setxattr(s, "user.x", b"v", 0, extended), Err(libc::EPERM));
+    match c.setxattr(s, "trusted.x", b"link", 0, extended) {
+        Err(libc::ENOTSUP | libc::EPERM) => println!("no trusted attributes here"),
+        answer => {
+            answer.unwrap();
+            assert_eq!(c.getxattr(s, "trusted.x", 10).unwrap(), b"link");
+            let f = c.walk("f").unwrap().nodeid;
+            assert_eq!(c.getxattr(f, "trusted.x", 10), Err(libc::ENODATA));
+        }
+    }
+    session.finish();
+}
+
+#[test]
+fn attribute_names_are_bytes() {
+    use common::fuse_client::Request;
+    use common::wire::{Encoder, op};
+    let mut session = Session::new(&["--xattr"]);
+    session.put("f", "");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let set = Encoder::new().u32(1).u32(0).bytes(b"user.\xff\xfe\0v");
+    match c.call(&Request::new(op::SETXATTR, f, set)) {
+        Err(libc::ENOTSUP) => {}
+        answer => {
+            answer.unwrap();
+            let names = c.listxattr(f, 1000).unwrap();
+            assert!(names.windows(8).any(|name| name == b"user.\xff\xfe\0"));
+        }
+    }
+    session.finish();
+}

@@ -1,0 +1,836 @@
+//! The daemon's side of vhost-user and of the virtqueues, over a real socket.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use tempfile::TempDir;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures as Protocol,
+};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+
+use common::PATIENCE;
+use common::daemon::{Daemon, default_binary};
+use common::frontend::{
+    Config, F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, HIGH_MEMORY, HIPRIO,
+    LOW_MEMORY, Queue, REQUEST, Vmm, connect,
+};
+use common::fuse_client::{Client, Request, Split, read_in};
+use common::session::Session;
+use common::wire::{Encoder, ROOT, op};
+
+/// A third region, for plugging memory in and out.
+const PLUGGED: u64 = 0x2_0000_0000;
+
+/// Content in which every 8 bytes tell where they belong.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u64 / 8).flat_map(u64::to_le_bytes).collect()
+}
+
+fn start(args: &[&str]) -> (TempDir, Daemon) {
+    let dir = TempDir::with_prefix("virtiofsd-share-").unwrap();
+    let daemon = Daemon::start(dir.path(), args);
+    (dir, daemon)
+}
+
+/// Lets late calls for answers that were taken already come in: a queue that
+/// is stopped has none under way.
+fn settle(session: &mut Session) {
+    let base = session.vmm.stop_queue(&session.client.queue);
+    session.client.queue.drain_calls();
+    session.vmm.resume_queue(&session.client.queue, base);
+}
+
+/// Spins until the device has used `count` entries since `queue` last looked.
+fn wait_without_call(queue: &Queue, count: u16) {
+    let deadline = Instant::now() + PATIENCE;
+    while queue.used_index().wrapping_sub(queue.last_used()) < count {
+        assert!(Instant::now() < deadline, "no answer");
+        thread::yield_now();
+    }
+}
+
+fn getattr_root() -> Request {
+    Request::new(op::GETATTR, ROOT, Encoder::new().u32(0).u32(0).u64(0))
+}
+
+/// Creates, writes, reads, lists and removes: what must work however the
+/// queues are set up.
+fn exercise(client: &mut Client, name: &str) {
+    let data = pattern(300_000);
+    let (entry, open) = client.create(ROOT, name, libc::O_RDWR, 0o644).unwrap();
+    assert_eq!(client.write(entry.nodeid, open.fh, 0, &data), Ok(300_000));
+    assert!(client.read(entry.nodeid, open.fh, 0, 300_000).unwrap() == data);
+    assert!(client.read(entry.nodeid, open.fh, 8000, 80).unwrap() == data[8000..8080]);
+    client.release(entry.nodeid, open.fh).unwrap();
+    let again = client.lookup(ROOT, name).unwrap();
+    assert_eq!(again.nodeid, entry.nodeid);
+    assert_eq!(again.attr.size, 300_000);
+    let dir = client.opendir(ROOT).unwrap();
+    let names = client.read_whole_dir(ROOT, dir.fh, 4096, false).unwrap();
+    assert!(names.iter().any(|dirent| dirent.name() == name));
+    client.releasedir(ROOT, dir.fh).unwrap();
+    client.unlink(ROOT, name).unwrap();
+    assert_eq!(client.lookup(ROOT, name), Err(libc::ENOENT));
+    client.forget(entry.nodeid, 2);
+}
+
+// ---- negotiation
+
+#[test]
+fn offers_exactly_the_documented_features() {
+    let (_dir, daemon) = start(&[]);
+    let mut vhost = connect(daemon.socket());
+    vhost.set_owner().unwrap();
+    let features = vhost.get_features().unwrap();
+    let expected = F_VERSION_1 | F_INDIRECT | F_EVENT_IDX | F_LOG_ALL | F_PROTOCOL;
+    assert_eq!(features, expected, "{features:#x}, expected {expected:#x}");
+    let protocol = vhost.get_protocol_features().unwrap();
+    let expected = Protocol::MQ
+        | Protocol::BACKEND_REQ
+        | Protocol::BACKEND_SEND_FD
+        | Protocol::REPLY_ACK
+        | Protocol::CONFIGURE_MEM_SLOTS
+        | Protocol::LOG_SHMFD
+        | Protocol::DEVICE_STATE
+        | Protocol::RESET_DEVICE;
+    assert_eq!(protocol, expected);
+}
+
+#[test]
+fn has_one_priority_queue_and_as_many_request_queues_as_told() {
+    let cpus = thread::available_parallelism().unwrap().get().min(62) as u64;
+    for (args, request_queues) in [
+        (&[][..], cpus),
+        (&["--num-request-queues", "1"], 1),
+        (&["--num-request-queues=3"], 3),
+        (&["--num-request-queues", "62"], 62),
+    ] {
+        let (_dir, daemon) = start(args);
+        let vmm = Vmm::connect(daemon.socket(), &Config::default());
+        assert_eq!(vmm.queue_num, request_queues + 1, "{args:?}");
+    }
+}
+
+#[test]
+fn config_space_has_tag_and_number_of_queues() {
+    let (_dir, daemon) = start(&["--tag", "my share", "--num-request-queues", "3"]);
+    let config = Config {
+        protocol: Protocol::all(),
+        ..Config::default()
+    };
+    let mut vmm = Vmm::connect(daemon.socket(), &config);
+    assert!(vmm.protocol.contains(Protocol::CONFIG));
+    let mut expected = b"my share".to_vec();
+    expected.resize(36, 0);
+    expected.extend(3u32.to_le_bytes());
+    assert_eq!(vmm.config_space(0, 40), expected);
+    // In parts as well.
+    assert_eq!(vmm.config_space(36, 4), 3u32.to_le_bytes());
+    assert_eq!(vmm.config_space(3, 5), b"share");
+}
+
+#[test]
+fn a_tag_of_36_bytes_fills_its_field() {
+    let tag = "t".repeat(36);
+    let (_dir, daemon) = start(&["--tag", &tag]);
+    let config = Config {
+        protocol: Protocol::all(),
+        ..Config::default()
+    };
+    let mut vmm = Vmm::connect(daemon.socket(), &config);
+    assert_eq!(vmm.config_space(0, 36), tag.as_bytes());
+}
+
+#[test]
+fn works_with_any_choice_of_ring_features() {
+    for features in [0, F_INDIRECT, F_EVENT_IDX, F_INDIRECT | F_EVENT_IDX] {
+        let config = Config::default()
+            .without(F_INDIRECT | F_EVENT_IDX)
+            .with(features);
+        let mut session = Session::with_config(&[], &config);
+        for split in [Split::Whole, Split::Header, Split::Pieces(4096, 4096)] {
+            session.client.split = split;
+            exercise(&mut session.client, "file");
+        }
+        assert!(session.client.is_idle());
+        session.finish();
+    }
+}
+
+#[test]
+fn works_without_protocol_features() {
+    let config = Config::default().without(F_PROTOCOL);
+    let mut session = Session::with_config(&[], &config);
+    exercise(&mut session.client, "file");
+    session.finish();
+}
+
+#[test]
+fn buffers_may_be_cut_at_any_byte() {
+    let mut session = Session::new(&[]);
+    session.put("f", pattern(800));
+    let entry = session.client.lookup(ROOT, "f").unwrap();
+    let open = session.client.open(entry.nodeid, libc::O_RDWR).unwrap();
+    for (request, reply) in [(1, 1), (3, 7), (39, 15), (40, 16), (41, 17), (64, 33)] {
+        session.client.split = Split::Pieces(request, reply);
+        // At most 128 descriptors, direct or not, so small amounts.
+        let size = 60;
+        let data = session
+            .client
+            .read(entry.nodeid, open.fh, 16, size)
+            .unwrap();
+        assert_eq!(data, pattern(800)[16..76]);
+        let written = session.client.write(entry.nodeid, open.fh, 100, b"abcde");
+        assert_eq!(written, Ok(5), "pieces of {request} and {reply}");
+        assert_eq!(
+            &session.get("f")[99..106],
+            &[&pattern(800)[99..100], b"abcde", &pattern(800)[105..106]].concat()
+        );
+        session.put("f", pattern(800));
+    }
+    session.finish();
+}
+
+#[test]
+fn reads_and_writes_of_a_mebibyte_are_served_whole() {
+    let mut session = Session::new(&[]);
+    let data = pattern(1 << 20);
+    let (entry, open) = session
+        .client
+        .create(ROOT, "f", libc::O_RDWR, 0o600)
+        .unwrap();
+    for split in [Split::Whole, Split::Header, Split::Pieces(1 << 14, 1 << 14)] {
+        session.client.split = split;
+        assert_eq!(
+            session.client.write(entry.nodeid, open.fh, 4096, &data),
+            Ok(1 << 20)
+        );
+        assert!(
+            session
+                .client
+                .read(entry.nodeid, open.fh, 4096, 1 << 20)
+                .unwrap()
+                == data
+        );
+        assert!(session.get("f")[4096..] == data);
+    }
+    session.finish();
+}
+
+// ---- notifications
+
+#[test]
+fn one_call_for_a_batch_when_asked_for_its_last_entry() {
+    let mut session = Session::new(&[]);
+    settle(&mut session);
+    let client = &mut session.client;
+    for _ in 0..8 {
+        client.start(&getattr_root());
+    }
+    client.queue.ask_for_call_after(7);
+    client.submit();
+    assert!(client.queue.call_comes(PATIENCE));
+    for _ in 0..8 {
+        client
+            .poll_raw()
+            .expect("all are there when the call comes");
+    }
+    // The queue is drained before its base comes back: no call is under way.
+    session.vmm.stop_queue(&client.queue);
+    assert_eq!(client.queue.drain_calls(), 1, "number of calls");
+    session.finish();
+}
+
+#[test]
+fn no_call_when_none_is_asked_for() {
+    for features in [0, F_EVENT_IDX] {
+        let config = Config::default().without(F_EVENT_IDX).with(features);
+        let mut session = Session::with_config(&[], &config);
+        settle(&mut session);
+        let queue = &mut session.client.queue;
+        if features == F_EVENT_IDX {
+            // An index that the next entries do not reach.
+            queue.ask_for_call_after(1000);
+        } else {
+            queue.ask_for_no_call();
+        }
+        for _ in 0..20 {
+            session.client.start(&getattr_root());
+            session.client.submit();
+            wait_without_call(&session.client.queue, 1);
+            session.client.poll_raw().unwrap();
+        }
+        session.vmm.stop_queue(&session.client.queue);
+        assert_eq!(
+            session.client.queue.drain_calls(),
+            0,
+            "features {features:#x}"
+        );
+        session.finish();
+    }
+}
+
+#[test]
+fn no_call_is_ever_lost() {
+    for (args, features) in [
+        (&[][..], F_EVENT_IDX),
+        (&[][..], 0),
+        (&["--thread-pool-size", "3"], F_EVENT_IDX),
+    ] {
+        let config = Config::default().without(F_EVENT_IDX).with(features);
+        let mut session = Session::with_config(args, &config);
+        let client = &mut session.client;
+        let mut batch = 1;
+        let mut sent = 0;
+        // `finish` fails if an answer is there and no call came.
+        while sent < 10_000 {
+            for _ in 0..batch {
+                client.start(&getattr_root());
+            }
+            client.submit();
+            sent += batch;
+            // Leave some in flight, so that batches meet.
+            let leave = batch % 5;
+            while client.in_flight() > leave {
+                client.finish().1.unwrap();
+            }
+            batch = (batch * 7 + 3) % 23 + 1;
+        }
+        while client.in_flight() > 0 {
+            client.finish().1.unwrap();
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn kicks_are_not_wanted_while_the_daemon_works() {
+    let mut session = Session::new(&[]);
+    let client = &mut session.client;
+    let (entry, open) = client.create(ROOT, "f", libc::O_RDWR, 0o600).unwrap();
+    client
+        .write(entry.nodeid, open.fh, 0, &pattern(1 << 20))
+        .unwrap();
+    let read = Request::new(op::READ, entry.nodeid, read_in(open.fh, 0, 1 << 20)).space(1 << 20);
+    let deadline = Instant::now() + PATIENCE;
+    while client.queue.kicks_spared == 0 {
+        for _ in 0..4 {
+            client.start(&read);
+            client.submit();
+        }
+        while client.in_flight() > 0 {
+            client.finish().1.unwrap();
+        }
+        assert!(
+            Instant::now() < deadline,
+            "a kick for every one of {} requests",
+            client.queue.kicks
+        );
+    }
+    session.finish();
+}
+
+// ---- several queues
+
+#[test]
+fn many_queues_are_served_at_once() {
+    for args in [
+        &["--num-request-queues", "4"][..],
+        &["--num-request-queues=4", "--thread-pool-size=4"],
+    ] {
+        let mut session = Session::new(args);
+        let mut clients: Vec<_> = (2..5)
+            .map(|index| Client::new(session.vmm.start_queue(index)))
+            .collect();
+        thread::scope(|scope| {
+            for (index, client) in clients.iter_mut().enumerate() {
+                scope.spawn(move || {
+                    for round in 0..30 {
+                        exercise(client, &format!("file-{index}-{round}"));
+                    }
+                });
+            }
+            for round in 0..30 {
+                exercise(&mut session.client, &format!("file-{round}"));
+            }
+        });
+        assert!(clients.iter().all(Client::is_idle));
+        session.finish();
+    }
+}
+
+#[test]
+fn a_busy_queue_does_not_hold_up_another() {
+    let mut session = Session::new(&["--num-request-queues", "2"]);
+    let mut second = Client::new(session.vmm.start_queue(2));
+    let (entry, open) = session
+        .client
+        .create(ROOT, "f", libc::O_RDWR, 0o600)
+        .unwrap();
+    session
+        .client
+        .write(entry.nodeid, open.fh, 0, &pattern(1 << 20))
+        .unwrap();
+    let read = Request::new(op::READ, entry.nodeid, read_in(open.fh, 0, 1 << 20)).space(1 << 20);
+    let mut overtaken = 0;
+    for _ in 0..20 {
+        for _ in 0..20 {
+            session.client.start(&read);
+        }
+        session.client.submit();
+        second.getattr(ROOT).unwrap();
+        if session.client.queue.used_index() != session.client.queue.next_avail() {
+            overtaken += 1;
+        }
+        while session.client.in_flight() > 0 {
+            session.client.finish().1.unwrap();
+        }
+    }
+    assert!(
+        overtaken > 0,
+        "the second queue always waited for the first"
+    );
+    session.finish();
+}
+
+#[test]
+fn forgets_go_through_the_priority_queue() {
+    let mut session = Session::new(&[]);
+    session.put("f", "");
+    let entry = session.client.lookup(ROOT, "f").unwrap();
+    let mut hiprio = Client::new(session.hiprio);
+    hiprio.forget(entry.nodeid, 1);
+    hiprio.batch_forget(&[(entry.nodeid, 1), (12345, 6)]);
+    assert!(
+        session.client.getattr(entry.nodeid).is_err(),
+        "the node is forgotten"
+    );
+    assert!(session.client.lookup(ROOT, "f").is_ok());
+}
+
+// ---- memory
+
+#[test]
+fn memory_is_added_and_removed_while_running() {
+    let mut session = Session::new(&["--num-request-queues", "2"]);
+    let mut second = Client::new(session.vmm.start_queue(2));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut rounds = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) || rounds < 3 {
+                exercise(&mut second, "load");
+                rounds += 1;
+            }
+        });
+        for round in 0..20 {
+            session.vmm.hot_add(PLUGGED, 4 << 20);
+            session.client.region = Some(PLUGGED);
+            exercise(&mut session.client, &format!("plugged-{round}"));
+            session.client.region = None;
+            session.vmm.hot_remove(PLUGGED);
+            exercise(&mut session.client, "elsewhere");
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        load.join().unwrap();
+    });
+    assert_eq!(
+        session
+            .daemon
+            .complaints()
+            .iter()
+            .filter(|l| l.contains("ERROR"))
+            .count(),
+        0
+    );
+    session.finish();
+}
+
+#[test]
+fn memory_that_was_removed_is_let_go() {
+    let mut session = Session::new(&[]);
+    let mapped = |session: &Session| {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", session.daemon.pid())).unwrap();
+        maps.lines()
+            .filter(|line| line.contains("guest-memory"))
+            .count()
+    };
+    let (maps, fds) = (mapped(&session), session.daemon.open_fds());
+    for _ in 0..10 {
+        session.vmm.hot_add(PLUGGED, 1 << 20);
+        session.client.region = Some(PLUGGED);
+        exercise(&mut session.client, "f");
+        session.client.region = None;
+        session.vmm.hot_remove(PLUGGED);
+    }
+    // The last request let go of the old memory when the next one was taken.
+    exercise(&mut session.client, "f");
+    assert_eq!(mapped(&session), maps);
+    assert_eq!(session.daemon.open_fds(), fds);
+    session.finish();
+}
+
+#[test]
+fn the_memory_table_can_be_replaced() {
+    let mut session = Session::new(&[]);
+    for _ in 0..3 {
+        session.vmm.memory.add(PLUGGED, 1 << 20);
+        session.vmm.set_mem_table();
+        session.client.region = Some(PLUGGED);
+        exercise(&mut session.client, "f");
+        session.client.region = Some(HIGH_MEMORY);
+        session.vmm.memory.remove(PLUGGED);
+        session.vmm.set_mem_table();
+        exercise(&mut session.client, "f");
+    }
+    session.finish();
+}
+
+#[test]
+fn every_page_that_was_written_is_in_the_dirty_log() {
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        let mut session = Session::with_config(args, &Config::default().with(F_LOG_ALL));
+        session.put("f", pattern(1 << 20));
+        let client = &mut session.client;
+        let entry = client.lookup(ROOT, "f").unwrap();
+        let open = client.open(entry.nodeid, libc::O_RDONLY).unwrap();
+
+        let log = DirtyLog::start(&session.vmm, HIGH_MEMORY + (16 << 20));
+        assert_eq!(log.pages(), HashSet::new());
+        // A reply in pieces, over both regions.
+        for region in [LOW_MEMORY, HIGH_MEMORY] {
+            for split in [Split::Header, Split::Pieces(40, 10_000)] {
+                client.split = split;
+                client.region = Some(region);
+                let read = Request::new(op::READ, entry.nodeid, read_in(open.fh, 0, 1 << 20));
+                log.clear();
+                let before = snapshot(&session.vmm);
+                client.call(&read.space(1 << 20)).unwrap();
+                let changed = changed_pages(&session.vmm, &before);
+                assert!(changed.len() > 256, "{} pages changed", changed.len());
+                let used_page = client.queue.used / 4096;
+                let logged = log.pages();
+                assert!(logged.contains(&used_page), "the used ring");
+                let missing: Vec<_> = changed.difference(&logged).collect();
+                // The front end wrote requests and the available ring itself.
+                let missing: Vec<_> = missing
+                    .into_iter()
+                    .filter(|page| !is_ours(client, **page, &session.vmm))
+                    .collect();
+                assert!(
+                    missing.is_empty(),
+                    "pages written but not logged: {missing:x?}"
+                );
+                // Logging may say too much, but not everything.
+                assert!(logged.len() < 600, "{} pages logged", logged.len());
+            }
+        }
+        // Errors and small replies too.
+        log.clear();
+        client.region = None;
+        assert_eq!(client.lookup(ROOT, "missing"), Err(libc::ENOENT));
+        assert!(log.pages().contains(&(client.queue.used / 4096)));
+        assert!(log.pages().len() >= 2, "the reply and the used ring");
+        session.finish();
+    }
+}
+
+/// A page with request bytes or ring parts that only the driver writes. These
+/// lie on pages apart from everything the daemon writes, save for small
+/// blocks, which share pages with small replies only.
+fn is_ours(client: &Client, page: u64, vmm: &Vmm) -> bool {
+    let queue = &client.queue;
+    if page == queue.avail / 4096 || page == queue.descriptors / 4096 {
+        return true;
+    }
+    // Only poison, or what the client itself put there: no page of READ data.
+    let bytes = vmm.memory.read_vec(page * 4096, 4096);
+    let words: Vec<_> = bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+        .collect();
+    let data = words
+        .windows(2)
+        .filter(|pair| pair[1] == pair[0].wrapping_add(1))
+        .count();
+    data < 16
+}
+
+/// All of guest memory.
+fn snapshot(vmm: &Vmm) -> Vec<(u64, Vec<u8>)> {
+    let regions = vmm.memory.regions();
+    let read = |gpa, size| {
+        (
+            gpa,
+            vmm.memory.read_vec(gpa, usize::try_from(size).unwrap()),
+        )
+    };
+    regions
+        .iter()
+        .map(|region| read(region.gpa, region.size))
+        .collect()
+}
+
+fn changed_pages(vmm: &Vmm, before: &[(u64, Vec<u8>)]) -> HashSet<u64> {
+    let mut changed = HashSet::new();
+    for ((gpa, old), (_, new)) in before.iter().zip(snapshot(vmm)) {
+        for (index, (old, new)) in old.chunks(4096).zip(new.chunks(4096)).enumerate() {
+            if old != new {
+                changed.insert(gpa / 4096 + index as u64);
+            }
+        }
+    }
+    changed
+}
+
+/// The shared bitmap of dirty pages.
+struct DirtyLog(fs::File, usize);
+
+impl DirtyLog {
+    fn start(vmm: &Vmm, end: u64) -> Self {
+        let size = (end / 4096).div_ceil(8);
+        let file: fs::File = memfd_create("dirty-log", MemfdFlags::CLOEXEC)
+            .unwrap()
+            .into();
+        ftruncate(&file, size).unwrap();
+        let region = VhostUserDirtyLogRegion {
+            mmap_size: size,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        vmm.vhost.set_log_base(0, Some(region)).unwrap();
+        Self(file, usize::try_from(size).unwrap())
+    }
+
+    fn pages(&self) -> HashSet<u64> {
+        let mut bitmap = vec![0; self.1];
+        self.0.read_exact_at(&mut bitmap, 0).unwrap();
+        let is_set = |page: &u64| bitmap[(page / 8) as usize] & (1 << (page % 8)) != 0;
+        (0..self.1 as u64 * 8).filter(is_set).collect()
+    }
+
+    fn clear(&self) {
+        self.0.write_all_at(&vec![0; self.1], 0).unwrap();
+    }
+}
+
+// ---- life of queues and of the device
+
+#[test]
+fn a_queue_stopped_under_load_answers_what_it_took_exactly_once() {
+    for args in [&[][..], &["--thread-pool-size", "4"]] {
+        let mut session = Session::new(args);
+        session.put("f", pattern(128 << 10));
+        let client = &mut session.client;
+        let entry = client.lookup(ROOT, "f").unwrap();
+        let open = client.open(entry.nodeid, libc::O_RDONLY).unwrap();
+        let read = Request::new(op::READ, entry.nodeid, read_in(open.fh, 0, 128 << 10));
+        let read = read.space(128 << 10);
+        // As many as the queue has room for: more than the daemon takes at once.
+        let mut stopped_midway = 0;
+        let in_pool = !args.is_empty();
+        for round in 0..500 {
+            // A pool takes all at once, so there is no middle.
+            if round > 30 && (stopped_midway > 0 || in_pool) {
+                break;
+            }
+            let mut waiting: HashSet<_> = (0..120).map(|_| client.start(&read)).collect();
+            client.submit();
+            if round % 2 == 1 {
+                // The first one is answered: the daemon is at work.
+                let (unique, answer) = client.finish();
+                answer.unwrap();
+                waiting.remove(&unique);
+            }
+            let base = session.vmm.stop_queue(&client.queue);
+            // All that were taken are answered before the base comes back.
+            assert_eq!(client.queue.used_index(), base, "taken and answered");
+            while let Some((unique, raw, size)) = client.poll_raw() {
+                raw.check(unique, size).unwrap();
+                assert!(waiting.remove(&unique), "answered twice");
+            }
+            if !waiting.is_empty() {
+                stopped_midway += 1;
+            }
+            session.vmm.resume_queue(&client.queue, base);
+            client.queue.kick();
+            while !waiting.is_empty() {
+                let (unique, answer) = client.finish();
+                answer.unwrap();
+                assert!(waiting.remove(&unique), "answered twice");
+            }
+        }
+        assert!(
+            stopped_midway > 0 || in_pool,
+            "no stop came in the middle of the work"
+        );
+        assert!(client.is_idle());
+        session.finish();
+    }
+}
+
+#[test]
+fn a_disabled_queue_waits() {
+    let mut session = Session::new(&[]);
+    settle(&mut session);
+    session.vmm.vhost.set_vring_enable(REQUEST, false).unwrap();
+    let unique = session.client.start(&getattr_root());
+    session.client.submit();
+    assert!(!session.client.queue.call_comes(Duration::from_millis(50)));
+    assert_eq!(
+        session.client.queue.used_index(),
+        session.client.queue.last_used()
+    );
+    session.vmm.vhost.set_vring_enable(REQUEST, true).unwrap();
+    session.client.wait_for(unique).unwrap();
+    session.finish();
+}
+
+#[test]
+fn after_a_reset_the_guest_starts_anew() {
+    let mut session = Session::new(&[]);
+    session.put("f", "text");
+    for _ in 0..3 {
+        let entry = session.client.lookup(ROOT, "f").unwrap();
+        let open = session.client.open(entry.nodeid, libc::O_RDONLY).unwrap();
+        assert_eq!(
+            session.client.read(entry.nodeid, open.fh, 0, 4),
+            Ok(b"text".to_vec())
+        );
+        for queue in [&session.hiprio, &session.client.queue] {
+            session.vmm.stop_queue(queue);
+        }
+        session.vmm.vhost.reset_device().unwrap();
+        session
+            .vmm
+            .vhost
+            .set_features(session.vmm.features)
+            .unwrap();
+        session.hiprio = session.vmm.start_queue(HIPRIO);
+        session.client = Client::new(session.vmm.start_queue(REQUEST));
+        session.client.init();
+        let handles = session.client.read(entry.nodeid, open.fh, 0, 4);
+        assert!(handles.is_err(), "handles of the guest before the reset");
+    }
+    session.finish();
+}
+
+#[test]
+fn a_guest_that_reboots_without_reset_mounts_again() {
+    let mut session = Session::new(&[]);
+    session.put("f", "text");
+    session.client.lookup(ROOT, "f").unwrap();
+    session.vmm.stop_queue(&session.client.queue);
+    session.client = Client::new(session.vmm.start_queue(REQUEST));
+    session.client.init();
+    exercise(&mut session.client, "g");
+    session.finish();
+}
+
+#[test]
+fn state_transfer_is_refused_and_serving_goes_on() {
+    let mut session = Session::new(&[]);
+    session.vmm.stop_queue(&session.hiprio);
+    let base = session.vmm.stop_queue(&session.client.queue);
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let answer = session.vmm.vhost.set_device_state_fd(
+        VhostTransferStateDirection::SAVE,
+        VhostTransferStatePhase::STOPPED,
+        OwnedFd::from(theirs),
+    );
+    assert!(answer.is_err() || session.vmm.vhost.check_device_state().is_err());
+    session.vmm.resume_queue(&session.client.queue, base);
+    exercise(&mut session.client, "f");
+    session.finish();
+}
+
+#[test]
+fn ends_in_peace_when_the_front_end_disconnects() {
+    let mut session = Session::new(&[]);
+    exercise(&mut session.client, "f");
+    let Session {
+        client,
+        vmm,
+        mut daemon,
+        ..
+    } = session;
+    drop((client, vmm));
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(daemon.log_count("Client connected, servicing requests"), 1);
+    assert_eq!(daemon.log_count("Client disconnected, shutting down"), 1);
+}
+
+#[test]
+fn ends_in_peace_when_the_front_end_says_nothing() {
+    let (_dir, mut daemon) = start(&[]);
+    drop(UnixStream::connect(daemon.socket()).unwrap());
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(daemon.log_count("Client disconnected, shutting down"), 1);
+}
+
+#[test]
+fn ends_in_peace_when_the_front_end_dies_with_requests_in_flight() {
+    for args in [&[][..], &["--thread-pool-size", "4"]] {
+        let mut session = Session::new(args);
+        session.put("f", pattern(1 << 20));
+        let entry = session.client.lookup(ROOT, "f").unwrap();
+        let open = session.client.open(entry.nodeid, libc::O_RDONLY).unwrap();
+        let read = Request::new(op::READ, entry.nodeid, read_in(open.fh, 0, 1 << 20));
+        for _ in 0..16 {
+            session.client.start(&read.clone().space(1 << 20));
+        }
+        session.client.submit();
+        session.finish();
+    }
+}
+
+#[test]
+fn a_new_daemon_takes_the_place_of_the_old_one() {
+    let place = TempDir::with_prefix("virtiofsd-test-").unwrap();
+    let socket = place.path().join("fs.sock");
+    let share = TempDir::with_prefix("virtiofsd-share-").unwrap();
+    for _ in 0..3 {
+        let mut daemon = Daemon::start_on(&default_binary(), &socket, share.path(), &[]);
+        let mut vmm = Vmm::connect(&socket, &Config::default());
+        let mut client = Client::new(vmm.start_queue(REQUEST));
+        client.init();
+        exercise(&mut client, "f");
+        drop((client, vmm));
+        assert!(daemon.wait().success());
+    }
+}
+
+#[test]
+fn a_killed_daemon_does_not_block_its_successor() {
+    let place = TempDir::with_prefix("virtiofsd-test-").unwrap();
+    let socket = place.path().join("fs.sock");
+    let share = TempDir::with_prefix("virtiofsd-share-").unwrap();
+    drop(Daemon::start_on(
+        &default_binary(),
+        &socket,
+        share.path(),
+        &[],
+    ));
+    let daemon = Daemon::start_on(&default_binary(), &socket, share.path(), &[]);
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    client.init();
+    exercise(&mut client, "f");
+}
