@@ -1,0 +1,395 @@
+//! The daemon under real guest kernels: `tests/vm/run` boots each case of
+//! `tests/vm/cases` in a virtual machine, and what the guest did is checked
+//! again from the host's side. `VIRTIOFSD` names another daemon to test.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+const KERNELS: [&str; 2] = ["6.1", "6.12"];
+
+/// One virtual machine at a time: each keeps two processors busy.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+fn tool(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/vm")
+        .join(name)
+}
+
+fn prepare() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        let status = Command::new(tool("prepare")).stdin(Stdio::null()).status();
+        assert!(status.unwrap().success(), "tests/vm/prepare failed");
+    });
+}
+
+/// A machine yet to be booted.
+struct Guest(Command);
+
+impl Guest {
+    fn new(kernel: &str) -> Self {
+        prepare();
+        let mut run = Command::new(tool("run"));
+        run.args(["--kernel", kernel]).stdin(Stdio::null());
+        if std::env::var_os("VIRTIOFSD").is_none() {
+            run.env("VIRTIOFSD", env!("CARGO_BIN_EXE_virtiofsd"));
+        }
+        Self(run)
+    }
+
+    /// More options for `tests/vm/run`.
+    fn options(mut self, options: &[&str]) -> Self {
+        self.0.args(options);
+        self
+    }
+
+    /// More options for the daemon.
+    fn daemon(mut self, options: &[&str]) -> Self {
+        for option in options {
+            self.0.args(["--daemon", option]);
+        }
+        self
+    }
+
+    /// Runs a command in the guest.
+    fn run(mut self, share: &Path, command: &[&str]) -> Output {
+        let _turn = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        let output = self.0.arg(share).args(command).output().unwrap();
+        println!("{:?}: {:.1?}", self.0, start.elapsed());
+        output
+    }
+
+    /// Runs a case, which must succeed, and returns what it printed.
+    fn case(mut self, share: &Path, name: &str, arguments: &[&str]) -> String {
+        self.0.arg("--script").arg(tool("cases").join(name));
+        let output = self.run(share, arguments);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{name} in the guest: {}\n--- its output:\n{stdout}\n--- its errors:\n{stderr}",
+            output.status,
+        );
+        stdout.into_owned()
+    }
+}
+
+/// A directory to share, on the disk that the build is on.
+fn new_share() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Runs a shell script on the host, which must succeed, and returns its output.
+fn host(folder: &Path, script: &str) -> String {
+    let output = Command::new("bash")
+        .args(["-e", "-u", "-o", "pipefail", "-c", script])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "on the host: {script}\n{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn output_and_exit_code_come_back_exactly() {
+    let share = new_share();
+    fs::write(
+        share.path().join("every-byte"),
+        (0..=u8::MAX).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    let script = "for i in {1..500}; do cat every-byte; done; printf 'no\\0end' >&2; exit 42";
+    let output = Guest::new("6.1").run(share.path(), &["bash", "-c", script]);
+    assert_eq!(output.status.code(), Some(42));
+    assert_eq!(output.stdout, (0..=u8::MAX).collect::<Vec<_>>().repeat(500));
+    assert_eq!(output.stderr, b"no\0end");
+}
+
+#[test]
+fn arguments_reach_the_guest_exactly() {
+    let share = new_share();
+    let odd = ["", "a b", "*", "$HOME", "-n", "new\nline", "\"'\\"];
+    let command = [&["printf", "[%s]"], &odd[..]].concat();
+    let output = Guest::new("6.12").run(share.path(), &command);
+    assert_eq!(output.status.code(), Some(0));
+    let expected: String = odd.iter().map(|argument| format!("[{argument}]")).collect();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+}
+
+#[test]
+fn what_never_ends_is_stopped() {
+    let share = new_share();
+    let output = Guest::new("6.1")
+        .options(&["--timeout", "15"])
+        .run(share.path(), &["bash", "-c", "echo started; sleep 1000"]);
+    assert_eq!(output.status.code(), Some(124));
+    assert_eq!(output.stdout, b"started\n");
+}
+
+#[test]
+fn a_guest_that_panics_is_a_failure() {
+    let share = new_share();
+    let crash = "echo c >/proc/sysrq-trigger; sleep 1000";
+    let output = Guest::new("6.1").run(share.path(), &["bash", "-c", crash]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Kernel panic"));
+}
+
+#[test]
+fn a_daemon_that_fails_is_a_failure() {
+    let share = new_share();
+    let output = Guest::new("6.1")
+        .daemon(&["--no-such-option"])
+        .run(share.path(), &["true"]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--no-such-option"));
+}
+
+/// The case `basic.sh`, then the host's look at what it left.
+fn basic(kernel: &str, daemon: &[&str], mmap: &str, xattr: &str) {
+    let share = new_share();
+    let from_host = share.path().join("from-host");
+    fs::write(&from_host, "hello guest\n").unwrap();
+    fs::set_permissions(&from_host, fs::Permissions::from_mode(0o640)).unwrap();
+    symlink("from-host", share.path().join("host-link")).unwrap();
+
+    Guest::new(kernel)
+        .daemon(daemon)
+        .case(share.path(), "basic.sh", &[mmap, xattr]);
+
+    let kept = share.path().join("kept");
+    let stat = |name: &str| fs::symlink_metadata(kept.join(name)).unwrap();
+    let sum = fs::read_to_string(kept.join("big.sha256")).unwrap();
+    assert_eq!(host(&kept, "sha256sum <big"), sum);
+    assert_eq!(fs::read_to_string(kept.join("hard")).unwrap(), "a\nmore\n");
+    assert_eq!(stat("hard").nlink(), 2);
+    assert_eq!(stat("hard").ino(), stat("moved/sub/c").ino());
+    assert_eq!(
+        fs::read_link(kept.join("symlink")).unwrap(),
+        Path::new("moved/sub/c")
+    );
+    assert_eq!(
+        fs::read_link(kept.join("dangling")).unwrap(),
+        Path::new("no-such-file")
+    );
+    assert!(stat("fifo").file_type().is_fifo());
+    assert!(stat("device").file_type().is_char_device());
+    assert_eq!(stat("device").rdev(), rustix::fs::makedev(1, 3));
+    assert!(!kept.join("doomed").exists());
+    let file = stat("file");
+    assert_eq!(
+        (file.uid(), file.gid(), file.mode() & 0o7777),
+        (1234, 5678, 0o751)
+    );
+    assert_eq!(
+        (file.mtime(), file.mtime_nsec()),
+        (981_173_106, 789_012_345)
+    );
+    let user = stat("sticky/of-user");
+    assert_eq!((user.uid(), user.gid()), (1000, 1001));
+    assert_eq!(stat("sticky/of-root").uid(), 0);
+    assert_eq!(stat("shared/file").gid(), 4321);
+    assert_eq!(stat("shared/dir").mode() & 0o7777, 0o2750);
+    assert_eq!(stat("allocated").len(), 200_000);
+}
+
+#[test]
+fn basic_operations_with_cache_auto() {
+    for kernel in KERNELS {
+        basic(kernel, &["--cache=auto", "--xattr"], "mmap", "xattr");
+    }
+}
+
+#[test]
+fn basic_operations_with_cache_always() {
+    for kernel in KERNELS {
+        basic(kernel, &["--cache=always"], "mmap", "no-xattr");
+    }
+}
+
+#[test]
+fn basic_operations_with_cache_metadata() {
+    basic("6.1", &["--cache=metadata"], "no-mmap", "no-xattr");
+    basic(
+        "6.12",
+        &["--cache=metadata", "--allow-mmap", "--xattr"],
+        "mmap",
+        "xattr",
+    );
+}
+
+#[test]
+fn basic_operations_with_cache_never() {
+    basic("6.1", &["--cache=never", "--xattr"], "no-mmap", "xattr");
+    basic(
+        "6.12",
+        &["--cache=never", "--allow-mmap"],
+        "mmap",
+        "no-xattr",
+    );
+}
+
+#[test]
+fn basic_operations_with_writeback() {
+    for kernel in KERNELS {
+        basic(kernel, &["--writeback", "--xattr"], "mmap", "xattr");
+    }
+}
+
+#[test]
+fn a_tree_survives_being_copied_out_and_in() {
+    for kernel in KERNELS {
+        let share = new_share();
+        // 4,000 files in 200 directories, of lengths around the page size.
+        host(
+            share.path(),
+            "mkdir in && cd in && head -c 40000000 /dev/urandom | split -a 4 -b 10007 - part- &&
+             for name in part-*; do
+                 dir=${name%?}; mkdir -p $dir/deep; mv $name $dir/deep/;
+                 truncate -s -$((RANDOM % 9000)) $dir/deep/$name; ln -s $name $dir/deep/$name.link;
+             done",
+        );
+        let seen = Guest::new(kernel).case(share.path(), "copy.sh", &[]);
+        let sums = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
+        assert!(seen.lines().count() >= 3_900);
+        assert!(
+            seen == host(&share.path().join("in"), sums),
+            "read otherwise by the guest"
+        );
+        assert!(
+            seen == host(&share.path().join("out"), sums),
+            "written otherwise by the guest"
+        );
+        host(share.path(), "diff -r in out");
+    }
+}
+
+#[test]
+fn git_clones_commits_and_pushes() {
+    for kernel in KERNELS {
+        let share = new_share();
+        let environment = "export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
+             export GIT_AUTHOR_NAME=host GIT_AUTHOR_EMAIL=host@example.org
+             export GIT_COMMITTER_NAME=host GIT_COMMITTER_EMAIL=host@example.org\n";
+        let make = "git init -q -b main work && cd work
+             for commit in {1..20}; do
+                 for file in {1..300}; do echo \"$commit $((file * RANDOM))\" >>file-$file; done
+                 git add . && git commit -q -m \"commit $commit\"
+             done
+             cd .. && git clone -q --bare work origin.git && rm -rf work";
+        host(share.path(), &format!("{environment}{make}"));
+        let made = Guest::new(kernel).case(share.path(), "git.sh", &[]);
+        let check = "git --git-dir=origin.git fsck --full --strict --no-dangling
+             git -C clone fsck --full --strict --no-dangling
+             git -C clone status --porcelain
+             git --git-dir=origin.git rev-parse main";
+        assert_eq!(host(share.path(), &format!("{environment}{check}")), made);
+    }
+}
+
+/// Four virtual CPUs write at once over this many request queues.
+fn parallel(kernel: &str, queues: &str) {
+    let share = new_share();
+    Guest::new(kernel)
+        .options(&["--cpus", "4", "--queues", queues])
+        .case(share.path(), "parallel.sh", &["4", queues]);
+    let lines = host(share.path(), "sort -u lines | wc -l; wc -l <lines");
+    assert_eq!(lines, "80\n80\n");
+    assert_eq!(
+        fs::read_dir(share.path().join("names")).unwrap().count(),
+        80
+    );
+    let regions = fs::read(share.path().join("regions")).unwrap();
+    assert_eq!(regions.len(), 80 * 4096);
+    for (block, writer) in regions.chunks(4096).zip((b'0'..b'8').cycle()) {
+        assert!(block.iter().all(|byte| *byte == writer));
+    }
+}
+
+#[test]
+fn parallel_writers_over_one_queue() {
+    parallel("6.1", "1");
+}
+
+#[test]
+fn parallel_writers_over_four_queues() {
+    parallel("6.12", "4");
+}
+
+#[test]
+fn what_fio_writes_it_reads_back() {
+    for kernel in KERNELS {
+        for daemon in ["--cache=auto", "--writeback"] {
+            let share = new_share();
+            Guest::new(kernel)
+                .daemon(&[daemon])
+                .case(share.path(), "fio.sh", &["0"]);
+        }
+    }
+}
+
+#[test]
+fn what_fio_writes_with_direct_io_it_reads_back() {
+    for kernel in KERNELS {
+        let share = new_share();
+        Guest::new(kernel)
+            .daemon(&["--allow-direct-io"])
+            .case(share.path(), "fio.sh", &["1"]);
+    }
+}
+
+#[test]
+fn a_directory_of_100_000_files() {
+    for kernel in KERNELS {
+        let share = new_share();
+        host(
+            share.path(),
+            "mkdir from-host && cd from-host && seq -f 'file-%.0f' 100000 | xargs touch",
+        );
+        Guest::new(kernel).case(share.path(), "many.sh", &["100000", "20000"]);
+        let made = host(
+            share.path(),
+            "find from-guest -name 'file-*' -type f | sort -u | wc -l",
+        );
+        assert_eq!(made, "20000\n");
+    }
+}
+
+#[test]
+fn the_share_is_the_guests_root() {
+    prepare();
+    for kernel in KERNELS {
+        let share = new_share();
+        let cache = std::env::var_os("VIRTIOFSD_TEST_CACHE").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/vm"),
+            PathBuf::from,
+        );
+        let tree = cache.join("root/tree");
+        host(share.path(), &format!("cp -a '{}' root", tree.display()));
+        let root = share.path().join("root");
+        let seen = Guest::new(kernel)
+            .options(&["--root-on-share"])
+            .case(&root, "root.sh", &[]);
+        let sums = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
+        assert!(
+            seen == host(&root.join("usr/bin"), sums),
+            "read otherwise by the guest"
+        );
+        assert_eq!(
+            fs::read_to_string(root.join("root/kept")).unwrap(),
+            "made by the guest\n"
+        );
+        host(&root, "cmp bin/true usr/local/bin/copied");
+    }
+}
