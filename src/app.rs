@@ -19,6 +19,7 @@ use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
 use crate::process::signals;
 use crate::process::socket::{SocketPlace, adopt_listener};
+use crate::sys;
 
 /// What management software is told that this program can do.
 const CAPABILITIES: &str = r#"{
@@ -95,6 +96,7 @@ fn serve(
     guest_descriptors: usize,
 ) -> anyhow::Result<()> {
     drop_supplementary_groups()?;
+    sys::ignore_file_size_signal();
     let shared_dir = &settings.shared_dir;
     let files = Passthrough::new(shared_dir, settings.config.clone(), guest_descriptors)?;
     let thread_directory = files
@@ -116,8 +118,8 @@ fn drop_supplementary_groups() -> anyhow::Result<()> {
         return Ok(());
     }
     match rustix::thread::set_thread_groups(&[]) {
-        // A user namespace that maps one group only forbids it, and has no
-        // group to give away.
+        // A user namespace without the right to set groups forbids it; the
+        // groups are then those of an ordinary user, who started the daemon.
         Err(Errno::PERM) => Ok(()),
         result => result.context("cannot drop the supplementary groups"),
     }

@@ -15,8 +15,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::frontend::{
-    Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, F_INDIRECT, LOW_MEMORY, Queue,
-    REQUEST,
+    Buffer, Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, F_INDIRECT, LOW_MEMORY,
+    Queue, REQUEST, Vmm,
 };
 use common::fuse_client::{
     Client, RawReply, ReplySize, Request, SetAttr, Split, read_in, release_in, write_in,
@@ -893,7 +893,7 @@ fn requests_changed_while_they_are_served_are_survived() {
             }
         });
         let queue = &mut session.client.queue;
-        let buffer = |gpa, len, writable| common::frontend::Buffer { gpa, len, writable };
+        let buffer = |gpa, len, writable| Buffer { gpa, len, writable };
         for _ in 0..5000 {
             let buffers = [
                 buffer(place, valid.len() as u32, false),
@@ -989,4 +989,94 @@ impl Random {
     fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
+}
+
+#[test]
+fn a_chain_that_repeats_its_memory_keeps_no_thread_for_long() {
+    let mut session = Session::new(&["--num-request-queues", "2"]);
+    let memory = session.vmm.memory.clone();
+    let start = memory.alloc(4096);
+    let (piece, pieces) = (1 << 20, 200);
+    let header = Encoder::new()
+        .u32(pieces * piece + 48)
+        .u32(op::BATCH_FORGET)
+        .u64(9)
+        .u64(0)
+        .bytes(&[0; 16])
+        .u32(u32::MAX)
+        .u32(0);
+    memory.write(start, &header.0);
+    let buffer = |len| Buffer {
+        gpa: start,
+        len,
+        writable: false,
+    };
+    let mut chain = vec![buffer(48)];
+    chain.extend((0..pieces).map(|_| Buffer {
+        gpa: LOW_MEMORY,
+        len: piece,
+        writable: false,
+    }));
+    let table = memory.alloc(4096);
+    let before = session.daemon.complaints().len();
+    session.hiprio.add(&chain, Some(table));
+    session.hiprio.submit();
+    let line = session.daemon.expect_complaint_after(before);
+    assert!(line.contains("queue 0 is stopped"), "{line}");
+    session.client.getattr(ROOT).unwrap();
+    session.finish();
+}
+
+/// A daemon whose parent may limit it, and which nobody listens to any more.
+fn daemon_unheard(folder: &std::path::Path, limits: &str) -> std::process::Child {
+    use std::io::{BufRead, BufReader};
+    let share = folder.join("share");
+    fs::create_dir(&share).unwrap();
+    let mut child = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(format!("{limits} exec \"$@\""))
+        .arg("sh")
+        .arg(common::daemon::default_binary())
+        .args(["--sandbox=none", "--seccomp=none", "--socket-path"])
+        .arg(folder.join("socket"))
+        .arg("--shared-dir")
+        .arg(share)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("Waiting") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0);
+    }
+    child
+}
+
+#[test]
+fn a_guest_is_served_though_nobody_reads_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = daemon_unheard(folder.path(), "");
+    let mut vmm = Vmm::connect(&folder.path().join("socket"), &Config::default());
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    // A guest that does not know submounts is worth a warning.
+    client.init_with(7, 31, 1).unwrap();
+    client.getattr(ROOT).unwrap();
+    drop((client, vmm));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_file_that_is_too_large_for_the_host_is_an_error_and_no_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = daemon_unheard(folder.path(), "ulimit -f 100;");
+    let mut vmm = Vmm::connect(&folder.path().join("socket"), &Config::default());
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    client.init();
+    let (file, open) = client.create(ROOT, "f", libc::O_RDWR, 0o644).unwrap();
+    let beyond = client.write(file.nodeid, open.fh, 1 << 30, b"x");
+    assert_eq!(beyond.err(), Some(libc::EFBIG));
+    client.write(file.nodeid, open.fh, 0, b"x").unwrap();
+    drop((client, vmm));
+    assert!(child.wait().unwrap().success());
 }

@@ -1961,3 +1961,53 @@ fn a_name_with_all_bytes_comes_back_the_same() {
     }
     session.finish();
 }
+
+#[test]
+fn a_seek_that_is_refused_loses_no_entry() {
+    let mut session = Session::new(&[]);
+    for index in 0..200 {
+        session.put(&format!("file{index:03}"), "");
+    }
+    let c = &mut session.client;
+    let fh = c.opendir(ROOT).unwrap().fh;
+    let first = c.readdirplus(ROOT, fh, 0, 4096).unwrap();
+    let mut seen = first.len();
+    let mut offset = first.last().unwrap().off;
+    assert_eq!(c.readdir(ROOT, fh, 1 << 63, 1024).err(), Some(libc::EINVAL));
+    loop {
+        let part = c.readdirplus(ROOT, fh, offset, 4096).unwrap();
+        let Some(last) = part.last() else { break };
+        offset = last.off;
+        seen += part.len();
+    }
+    assert_eq!(seen, 202);
+    session.finish();
+}
+
+#[test]
+fn a_writer_that_may_not_keep_them_drops_set_id_bits() {
+    use common::wire::WRITE_KILL_SUIDGID;
+    let mut session = Session::new(&[]);
+    session.put("f", "text");
+    let set_id = fs::Permissions::from_mode(0o6777);
+    fs::set_permissions(session.path("f"), set_id).unwrap();
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let fh = c.open(f, libc::O_RDWR).unwrap().fh;
+    c.write(f, fh, 0, b"x").unwrap();
+    if geteuid().is_root() {
+        assert_eq!(session.perm("f"), 0o6777);
+    }
+    let c = &mut session.client;
+    c.write_flags(f, fh, 0, b"x", WRITE_KILL_SUIDGID, libc::O_RDWR)
+        .unwrap();
+    assert_eq!(session.perm("f"), 0o777);
+    // The right is back for the next request.
+    if geteuid().is_root() {
+        let set_id = fs::Permissions::from_mode(0o6777);
+        fs::set_permissions(session.path("f"), set_id).unwrap();
+        session.client.write(f, fh, 0, b"x").unwrap();
+        assert_eq!(session.perm("f"), 0o6777);
+    }
+    session.finish();
+}

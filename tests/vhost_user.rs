@@ -895,3 +895,103 @@ fn a_killed_daemon_does_not_block_its_successor() {
     client.init();
     exercise(&mut client, "f");
 }
+
+/// A GETATTR of the root, the cheapest request.
+fn getattr_request() -> Request {
+    Request::new(op::GETATTR, ROOT, Encoder::new().u32(0).u32(0).u64(0))
+}
+
+/// A file of this many bytes, and a READ of all of it.
+fn read_request(session: &mut Session, len: u32) -> Request {
+    session.put("content", vec![7; len as usize]);
+    let node = session.client.walk("content").unwrap().nodeid;
+    let fh = session.client.open(node, libc::O_RDONLY).unwrap().fh;
+    Request::new(op::READ, node, read_in(fh, 0, len)).space(len as usize)
+}
+
+#[test]
+fn a_busy_queue_knows_memory_that_was_just_added() {
+    for args in [&[][..], &["--thread-pool-size", "4"]] {
+        let mut session = Session::new(args);
+        let read = read_request(&mut session, 256 << 10);
+        for _ in 0..20 {
+            for _ in 0..60 {
+                session.client.start(&read);
+            }
+            session.client.submit();
+            session.vmm.hot_add(PLUGGED, 4 << 20);
+            session.client.region = Some(PLUGGED);
+            session.client.start(&getattr_request());
+            session.client.submit();
+            session.client.region = None;
+            for _ in 0..61 {
+                session.client.finish().1.unwrap();
+            }
+            session.vmm.hot_remove(PLUGGED);
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn addresses_sent_again_to_a_running_ring_lose_no_answer() {
+    for args in [&[][..], &["--thread-pool-size", "4"]] {
+        let mut session = Session::new(args);
+        let read = read_request(&mut session, 64 << 10);
+        let queue = &session.client.queue;
+        let index = queue.index;
+        let address = |part: u64| common::memory::VMM_BASE + part;
+        let layout = vhost::VringConfigData {
+            queue_max_size: queue.size,
+            queue_size: queue.size,
+            flags: 0,
+            desc_table_addr: address(queue.descriptors),
+            used_ring_addr: address(queue.used),
+            avail_ring_addr: address(queue.avail),
+            log_addr: None,
+        };
+        let vhost = session.vmm.vhost.clone();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    vhost.set_vring_addr(index, &layout).unwrap();
+                }
+            });
+            let mut waiting = 0;
+            let mut answered = 0;
+            let mut last = Instant::now();
+            while answered < 40_000 && last.elapsed() < PATIENCE {
+                while waiting < 30 {
+                    session.client.start(&read);
+                    waiting += 1;
+                }
+                session.client.submit();
+                while session.client.poll_raw().is_some() {
+                    waiting -= 1;
+                    answered += 1;
+                    last = Instant::now();
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(answered >= 40_000, "{waiting} lost after {answered}");
+        });
+    }
+}
+
+#[test]
+fn stopping_a_queue_does_not_wait_for_what_was_not_begun() {
+    let mut session = Session::new(&[]);
+    let read = read_request(&mut session, 1 << 20);
+    for _ in 0..60 {
+        session.client.start(&read);
+    }
+    session.client.submit();
+    let base = session.vmm.stop_queue(&session.client.queue);
+    let used = session.client.queue.used_index();
+    assert_eq!(
+        used, base,
+        "what was taken is answered, the rest is available"
+    );
+    session.finish();
+}

@@ -53,7 +53,7 @@ pub struct Device<F> {
     memory: GuestMemoryAtomic<GuestMemory>,
     /// Whether the front end wants to know which pages are written to.
     logging: Arc<AtomicBool>,
-    pool: Option<ThreadPool>,
+    pool: Option<(ThreadPool, usize)>,
     config_space: Option<Vec<u8>>,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
@@ -86,7 +86,7 @@ impl<F: FileSystem> Device<F> {
         )?;
         let pool = match options.pool_threads {
             0 => None,
-            threads => Some(start_pool(threads, thread_directory.as_fd())?),
+            threads => Some((start_pool(threads, thread_directory.as_fd())?, threads)),
         };
         Ok(Self {
             server: Arc::new(server),
@@ -106,17 +106,18 @@ impl<F: FileSystem> Device<F> {
 
     /// Serves what is available in one queue.
     fn serve(&self, queue: &Arc<Queue>, vring: &Vring) {
-        let memory = self.memory.memory();
-        let Some(pool) = &self.pool else {
-            return queue.serve(&self.server, vring, &memory, &self.logging);
+        let memory = &self.memory;
+        let Some((pool, threads)) = &self.pool else {
+            return queue.serve(&self.server, vring, memory, &self.logging);
         };
-        queue.distribute(vring, &memory, &self.logging, |head| {
+        queue.distribute(vring, memory, &self.logging, *threads, |head| {
             let server = Arc::clone(&self.server);
             let queue = Arc::clone(queue);
             let vring = vring.clone();
             let memory = memory.clone();
             let logging = Arc::clone(&self.logging);
             pool.spawn_ok(async move {
+                let memory = memory.memory();
                 WORKSPACE.with_borrow_mut(|workspace| {
                     queue.serve_one(&server, &vring, &memory, &logging, head, workspace);
                 });

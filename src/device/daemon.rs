@@ -49,7 +49,10 @@ pub fn serve(
     drop(listener);
     log::info!(target: MILESTONE, "Client connected, servicing requests");
     match daemon.wait() {
-        Ok(()) | Err(DaemonError::HandleRequest(ProtocolError::Disconnected)) => {
+        Ok(())
+        | Err(DaemonError::HandleRequest(
+            ProtocolError::Disconnected | ProtocolError::PartialMessage,
+        )) => {
             log::info!(target: MILESTONE, "Client disconnected, shutting down");
             Ok(())
         }

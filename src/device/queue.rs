@@ -7,17 +7,18 @@
 //! requests in the thread pool are counted for the same purpose.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex};
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
-use vm_memory::GuestMemoryAtomic;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
 use crate::fs::FileSystem;
 use crate::guest::buffers::Spans;
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, Memory};
 use crate::server::{Scratch, Server};
+use crate::sys::locks::{lock, wait};
 
 /// The vring as the library keeps it.
 pub(super) type Vring = VringMutex<GuestMemoryAtomic<GuestMemory>>;
@@ -46,6 +47,8 @@ pub(super) struct Queue {
     serving: Mutex<Workspace>,
     /// Set when the guest broke the ring; nothing is served until it is reset.
     broken: AtomicBool,
+    /// Set while somebody waits for the end of what is being served.
+    stopping: AtomicBool,
     /// Requests that are in the thread pool.
     in_pool: Mutex<usize>,
     pool_is_empty: Condvar,
@@ -63,25 +66,26 @@ impl Queue {
             index,
             serving: Mutex::default(),
             broken: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             in_pool: Mutex::new(0),
             pool_is_empty: Condvar::new(),
         }
     }
 
     /// Waits until no request of this queue is being served. The vring is
-    /// stopped already, so no new one is taken.
+    /// stopped already, so no new one is taken; those that were taken but not
+    /// begun are given back.
     pub(super) fn drain(&self) {
+        self.stopping.store(true, Ordering::Release);
         drop(lock(&self.serving));
+        self.stopping.store(false, Ordering::Release);
         let mut in_pool = lock(&self.in_pool);
         while *in_pool > 0 {
-            in_pool = self
-                .pool_is_empty
-                .wait(in_pool)
-                .unwrap_or_else(|_| std::process::abort());
+            in_pool = wait(&self.pool_is_empty, in_pool);
         }
     }
 
-    /// The guest set the queue up anew: what it broke is forgotten.
+    /// The queue was stopped: what the guest broke is forgotten.
     pub(super) fn mend(&self) {
         self.broken.store(false, Ordering::Release);
     }
@@ -101,40 +105,52 @@ impl Queue {
         &self,
         server: &Server<F>,
         vring: &Vring,
-        map: &GuestMemory,
+        memory: &GuestMemoryAtomic<GuestMemory>,
         logging: &AtomicBool,
     ) {
-        let memory = Memory::new(map, logging);
         let mut workspace = lock(&self.serving);
-        while let Some(taken) = self.take(vring, memory, &mut workspace.heads) {
-            if let Err(why) = serve_batch(server, vring, memory, &taken, &mut workspace) {
-                self.give_up(why);
+        while let Some(taken) = self.take(vring, memory, logging, &mut workspace.heads) {
+            // The map must not be older than the chains: memory that the front
+            // end has just added may hold their buffers.
+            let map = memory.memory();
+            let memory = Memory::new(&map, logging);
+            let served = self.serve_batch(server, vring, memory, &taken, &mut workspace);
+            let left = workspace.heads.len() - served;
+            if self.broken.load(Ordering::Acquire) {
+                return;
+            }
+            if left > 0 {
+                // Stopped: they stay available for whoever goes on.
+                let mut state = vring.get_mut();
+                let queue = state.get_queue_mut();
+                queue.set_next_avail(queue.next_avail().wrapping_sub(left as u16));
+                return;
             }
         }
     }
 
     /// Takes what is available and hands each chain to `spawn`, which has it
-    /// served by [`Queue::serve_one`] on another thread.
+    /// served by [`Queue::serve_one`] on one of `threads` other threads.
     pub(super) fn distribute(
         &self,
         vring: &Vring,
-        map: &GuestMemory,
+        memory: &GuestMemoryAtomic<GuestMemory>,
         logging: &AtomicBool,
+        threads: usize,
         mut spawn: impl FnMut(u16),
     ) {
-        let memory = Memory::new(map, logging);
         let mut workspace = lock(&self.serving);
-        while let Some(taken) = self.take(vring, memory, &mut workspace.heads) {
+        while let Some(taken) = self.take(vring, memory, logging, &mut workspace.heads) {
             let mut in_pool = lock(&self.in_pool);
-            *in_pool += workspace.heads.len();
             // A guest that makes a chain available again before it was used
-            // would have us queue without end.
-            if *in_pool > 2 * usize::from(taken.layout.size) {
-                *in_pool -= workspace.heads.len();
+            // would have us queue without end. An honest one may be ahead by
+            // what each thread has handed back but not yet counted.
+            let waiting = *in_pool + workspace.heads.len();
+            if waiting > usize::from(taken.layout.size) + threads {
                 drop(in_pool);
-                self.give_up(RingError::AvailableIndex);
-                return;
+                return self.give_up(RingError::AvailableIndex);
             }
+            *in_pool = waiting;
             drop(in_pool);
             workspace.heads.iter().copied().for_each(&mut spawn);
         }
@@ -172,7 +188,13 @@ impl Queue {
     /// Takes the next chains into `heads`; `None` when there are none, the
     /// guest was asked to kick for the next one, and none came meanwhile; or
     /// when the queue is stopped or broken.
-    fn take(&self, vring: &Vring, memory: Memory<'_>, heads: &mut Vec<u16>) -> Option<Taken> {
+    fn take(
+        &self,
+        vring: &Vring,
+        memory: &GuestMemoryAtomic<GuestMemory>,
+        logging: &AtomicBool,
+        heads: &mut Vec<u16>,
+    ) -> Option<Taken> {
         heads.clear();
         if self.broken.load(Ordering::Acquire) {
             return None;
@@ -182,7 +204,8 @@ impl Queue {
             return None;
         }
         let layout = layout(&state);
-        let taken = Ring::new(memory, &layout).and_then(|ring| {
+        let map = memory.memory();
+        let taken = Ring::new(Memory::new(&map, logging), &layout).and_then(|ring| {
             let mut next_available = state.get_queue().next_avail();
             loop {
                 next_available = ring.take(next_available, BATCH, heads)?;
@@ -211,45 +234,54 @@ impl Queue {
             }
         }
     }
-}
 
-/// Serves the chains in `workspace.heads`, in order.
-fn serve_batch<F: FileSystem>(
-    server: &Server<F>,
-    vring: &Vring,
-    memory: Memory<'_>,
-    taken: &Taken,
-    workspace: &mut Workspace,
-) -> Result<(), RingError> {
-    let Workspace {
-        spans,
-        scratch,
-        heads,
-        done,
-    } = workspace;
-    let ring = Ring::new(memory, &taken.layout)?;
-    let mut moved = 0;
-    for head in heads.iter().copied() {
-        let gathered = ring.gather(head, spans);
-        let (request, reply) = match gathered {
-            Ok(sides) => sides,
-            Err(why) => {
-                flush(vring, &ring, done);
-                return Err(why);
+    /// Serves the chains in `workspace.heads`, in order; gives how many, which
+    /// is fewer than all when the queue is to stop or the guest broke the ring.
+    fn serve_batch<F: FileSystem>(
+        &self,
+        server: &Server<F>,
+        vring: &Vring,
+        memory: Memory<'_>,
+        taken: &Taken,
+        workspace: &mut Workspace,
+    ) -> usize {
+        let Workspace {
+            spans,
+            scratch,
+            heads,
+            done,
+        } = workspace;
+        let mut served = 0;
+        let outcome = Ring::new(memory, &taken.layout).and_then(|ring| {
+            let mut moved = 0;
+            for head in heads.iter().copied() {
+                if self.stopping.load(Ordering::Acquire) {
+                    break;
+                }
+                let gathered = ring.gather(head, spans);
+                let Ok((request, reply)) = gathered else {
+                    flush(vring, &ring, done);
+                    return gathered.map(drop);
+                };
+                moved += request.len();
+                // What is finished must not wait for the host's disk.
+                let len = server.handle(scratch, request, reply, || flush(vring, &ring, done));
+                moved += len as usize;
+                done.push(Used { head, len });
+                served += 1;
+                if moved >= BYTES_BEFORE_HANDING_BACK {
+                    flush(vring, &ring, done);
+                    moved = 0;
+                }
             }
-        };
-        moved += request.len();
-        // What is finished must not wait for the host's disk.
-        let len = server.handle(scratch, request, reply, || flush(vring, &ring, done));
-        moved += len as usize;
-        done.push(Used { head, len });
-        if moved >= BYTES_BEFORE_HANDING_BACK {
             flush(vring, &ring, done);
-            moved = 0;
+            Ok(())
+        });
+        if let Err(why) = outcome {
+            self.give_up(why);
         }
+        served
     }
-    flush(vring, &ring, done);
-    Ok(())
 }
 
 /// Hands back what is in `done`, if anything.
@@ -264,7 +296,7 @@ fn flush(vring: &Vring, ring: &Ring<'_>, done: &mut Vec<Used>) {
 fn hand_back(vring: &Vring, ring: &Ring<'_>, done: &[Used]) {
     let mut state = vring.get_mut();
     let queue = state.get_queue_mut();
-    let old = queue.next_used();
+    let old = ring.used_index();
     let new = ring.publish(old, done);
     queue.set_next_used(new);
     if ring.wants_notification(old, new)
@@ -284,9 +316,4 @@ fn layout(state: &VringState<GuestMemoryAtomic<GuestMemory>>) -> RingLayout {
         used: queue.used_ring(),
         event_idx: queue.event_idx_enabled(),
     }
-}
-
-/// Locks; a poisoned lock means that a thread died half way, so the process stops.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|_| std::process::abort())
 }

@@ -13,10 +13,9 @@ const EXT_GROUPS: u32 = 32;
 /// What the extensions of a request say.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Extensions {
-    /// The supplementary group that gives the caller access to the directory.
-    ///
-    /// `Some(None)` says that the guest looked and none does.
-    pub supplementary_group: Option<Option<u32>>,
+    /// The supplementary group that gives the caller access to the directory;
+    /// the guest names it only where there is one and it is needed.
+    pub supplementary_group: Option<u32>,
 }
 
 /// Reads the extensions of a request; kinds that are not known are passed over.
@@ -35,8 +34,8 @@ pub fn decode_extensions(bytes: &[u8]) -> Result<Extensions, Malformed> {
         if header.kind == EXT_GROUPS {
             // The kernel sends one group or none, and no more is asked for.
             found.supplementary_group = match body.take::<u32>()? {
-                0 => Some(None),
-                1 => Some(Some(body.take()?)),
+                0 => None,
+                1 => Some(body.take()?),
                 _ => return Err(Malformed::BadExtension),
             };
         }
@@ -58,18 +57,15 @@ mod tests {
     #[test]
     fn one_group_is_read() {
         let found = decode_extensions(&group_extension(16, 1, 1000)).unwrap();
-        assert_eq!(found.supplementary_group, Some(Some(1000)));
+        assert_eq!(found.supplementary_group, Some(1000));
     }
 
     #[test]
-    fn a_list_of_no_group_differs_from_no_list() {
-        assert_eq!(
-            decode_extensions(&group_extension(16, 0, 0))
-                .unwrap()
-                .supplementary_group,
-            Some(None)
-        );
-        assert_eq!(decode_extensions(&[]).unwrap().supplementary_group, None);
+    fn a_list_of_no_group_is_none() {
+        for bytes in [group_extension(16, 0, 0), Vec::new()] {
+            let found = decode_extensions(&bytes).unwrap();
+            assert_eq!(found.supplementary_group, None);
+        }
     }
 
     #[test]

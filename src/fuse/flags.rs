@@ -85,6 +85,8 @@ pub mod open {
 pub mod write {
     /// The guest's page cache writes back; the handle is a guess.
     pub const CACHE: u32 = 1 << 0;
+    /// The writer may not keep set-id bits: the host drops them.
+    pub const KILL_SUIDGID: u32 = 1 << 2;
 }
 
 /// Bits of `fuse_fsync_in.fsync_flags`.

@@ -14,8 +14,6 @@ pub struct Caller {
     pub uid: u32,
     /// Its file-system gid.
     pub gid: u32,
-    /// Its process id in the guest; for logs only.
-    pub pid: u32,
 }
 
 /// A time that SETATTR sets.
@@ -288,7 +286,6 @@ impl Caller {
         Self {
             uid: header.uid,
             gid: header.gid,
-            pid: header.pid,
         }
     }
 }

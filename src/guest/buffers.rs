@@ -41,23 +41,21 @@ impl Spans {
         self.writable.clear();
     }
 
-    /// Adds memory that the guest wrote.
+    /// Adds a piece of guest memory to one of the sides.
     ///
-    /// `start` and `len` must be a piece of the memory that the request's
-    /// buffers are then made for.
-    pub(super) fn push_readable(&mut self, start: *mut u8, len: usize) {
-        self.readable.push(Span(libc::iovec {
+    /// # Safety
+    /// It must be a piece of the memory that [`Spans::split`] is then called
+    /// with, and not be empty.
+    pub(super) unsafe fn push(&mut self, writable: bool, start: *mut u8, len: usize) {
+        let span = Span(libc::iovec {
             iov_base: start.cast(),
             iov_len: len,
-        }));
-    }
-
-    /// Adds memory that the reply goes to, on the same condition.
-    pub(super) fn push_writable(&mut self, start: *mut u8, len: usize) {
-        self.writable.push(Span(libc::iovec {
-            iov_base: start.cast(),
-            iov_len: len,
-        }));
+        });
+        if writable {
+            self.writable.push(span);
+        } else {
+            self.readable.push(span);
+        }
     }
 
     /// Whether a reply buffer was added yet.
@@ -337,10 +335,14 @@ pub(crate) mod tests {
         let memory = Memory::new(&map, &logging);
         let mut spans = Spans::default();
         for (offset, len) in readable {
-            spans.push_readable(memory.locate(BASE + offset, *len).unwrap().0, *len);
+            let start = memory.locate(BASE + offset, *len).unwrap().0;
+            // SAFETY: a piece of the memory that `split` is called with below.
+            unsafe { spans.push(false, start, *len) };
         }
         for (offset, len) in writable {
-            spans.push_writable(memory.locate(BASE + offset, *len).unwrap().0, *len);
+            let start = memory.locate(BASE + offset, *len).unwrap().0;
+            // SAFETY: a piece of the memory that `split` is called with below.
+            unsafe { spans.push(true, start, *len) };
         }
         let (readable, writable) = spans.split(memory);
         check(readable, writable, &map);

@@ -26,6 +26,11 @@ const USED_ELEMENT_BYTES: usize = 8;
 /// descriptors beyond their queue's size.
 const MAX_CHAIN: usize = 4096;
 
+/// The most bytes of one chain: a guest that aliases its pages could otherwise
+/// keep a thread busy for seconds with one request. INIT grants 4 MiB, and a
+/// million nodes are forgotten in 16.
+const MAX_CHAIN_BYTES: u64 = 32 << 20;
+
 /// How the guest broke the rules of a ring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RingError {
@@ -43,7 +48,7 @@ pub enum RingError {
     BufferOutsideMemory,
     /// A readable buffer behind a writable one.
     ReadableBehindWritable,
-    /// Buffers of more than 4 GiB.
+    /// Buffers of more than 32 MiB.
     ChainTooLarge,
 }
 
@@ -57,7 +62,7 @@ impl std::fmt::Display for RingError {
             Self::IndirectTable => "an indirect descriptor table is invalid",
             Self::BufferOutsideMemory => "a buffer is not in shared guest memory",
             Self::ReadableBehindWritable => "a readable buffer follows a writable one",
-            Self::ChainTooLarge => "a descriptor chain is larger than 4 GiB",
+            Self::ChainTooLarge => "a descriptor chain is larger than 32 MiB",
         })
     }
 }
@@ -225,7 +230,7 @@ impl<'m> Ring<'m> {
                 continue;
             }
             total += u64::from(len);
-            if total > u64::from(u32::MAX) {
+            if total > MAX_CHAIN_BYTES {
                 return Err(RingError::ChainTooLarge);
             }
             self.gather_buffer(address, len as usize, flags & DESC_F_WRITE != 0, spans)?;
@@ -266,17 +271,20 @@ impl<'m> Ring<'m> {
                 .memory
                 .locate(address, len)
                 .ok_or(RingError::BufferOutsideMemory)?;
-            if writable {
-                spans.push_writable(start, there);
-            } else {
-                spans.push_readable(start, there);
-            }
+            // SAFETY: `locate` found the piece in the memory of this ring, which
+            // is what `gather` then makes the request's buffers for.
+            unsafe { spans.push(writable, start, there) };
             len -= there;
             address = address
                 .checked_add(there as u64)
                 .ok_or(RingError::BufferOutsideMemory)?;
         }
         Ok(())
+    }
+
+    /// The used index as it was last published.
+    pub fn used_index(&self) -> u16 {
+        u16::from_le(self.used_field(2).load(Ordering::Relaxed))
     }
 
     /// Hands finished requests back: all entries, then the index, once. Gives

@@ -62,7 +62,7 @@ impl Passthrough {
     /// GETATTR.
     pub(super) fn attributes(&self, node: NodeId) -> Result<Attributes> {
         let inode = self.node(node)?;
-        Ok(self.attributes_of(node, &identify(inode.as_fd())?))
+        Ok(self.attributes_of(&identify(inode.as_fd())?))
     }
 
     /// SETATTR: each change by the call that a local process would use.
@@ -90,7 +90,7 @@ impl Passthrough {
             };
             rustix::fs::utimensat(&*inode, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        Ok(self.attributes_of(node, &identify(inode.as_fd())?))
+        Ok(self.attributes_of(&identify(inode.as_fd())?))
     }
 
     /// Changes the length, by the guest's own handle where it names one.

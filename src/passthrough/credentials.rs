@@ -11,7 +11,6 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::fuse::extensions::Extensions;
 use crate::fuse::op::Caller;
 
 /// Who the daemon is when it acts for itself; the same for all its threads.
@@ -40,12 +39,15 @@ impl Credentials {
     /// Makes the calling thread act as the guest's user until the guard drops.
     ///
     /// A supplementary group that the guest names is taken on as the only one.
-    /// A guest that names none because it cannot keeps the right to override
-    /// permissions, which its own kernel has checked already.
     ///
     /// # Errors
     /// Those of the calls that change the identity; then nothing is changed.
-    pub fn assume(&self, who: &Caller, extensions: &Extensions) -> Result<AsGuest<'_>, Errno> {
+    pub fn assume(
+        &self,
+        who: &Caller,
+        group: Option<u32>,
+        overriding: Override,
+    ) -> Result<AsGuest<'_>, Errno> {
         let mut guard = AsGuest {
             own: self,
             groups: false,
@@ -59,7 +61,7 @@ impl Credentials {
         }
         // The groups are changed first: once the uid is not root we may no
         // longer do it.
-        if let Some(Some(group)) = extensions.supplementary_group {
+        if let Some(group) = group {
             set_thread_groups(&[valid_gid(group)?])?;
             guard.groups = true;
         }
@@ -70,7 +72,7 @@ impl Credentials {
         if uid != self.uid {
             set_thread_res_uid(None, uid, None)?;
             guard.uid = true;
-            if self.uid.is_root() && extensions.supplementary_group.is_none() {
+            if self.uid.is_root() && overriding == Override::Keep {
                 let effective = self.capabilities.effective & CapabilitySet::DAC_OVERRIDE;
                 set_capabilities(
                     None,
@@ -82,6 +84,51 @@ impl Credentials {
             }
         }
         Ok(guard)
+    }
+
+    /// Makes the calling thread one whose writes drop set-id bits.
+    ///
+    /// # Errors
+    /// Those of `capset(2)`; then nothing is changed.
+    pub fn without_fsetid(&self) -> Result<WithoutFsetid<'_>, Errno> {
+        let dropped = self.capabilities.effective.contains(CapabilitySet::FSETID);
+        if dropped {
+            let effective = self.capabilities.effective - CapabilitySet::FSETID;
+            set_capabilities(
+                None,
+                CapabilitySets {
+                    effective,
+                    ..self.capabilities
+                },
+            )?;
+        }
+        Ok(WithoutFsetid { own: self, dropped })
+    }
+}
+
+/// Whether the guest's user keeps the right to override permissions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Override {
+    /// Yes: the guest cannot name supplementary groups, and its own kernel has
+    /// checked already what they allow.
+    Keep,
+    /// No: the guest names the group that matters.
+    Drop,
+}
+
+/// The thread may not keep set-id bits for as long as this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct WithoutFsetid<'a> {
+    own: &'a Credentials,
+    dropped: bool,
+}
+
+impl Drop for WithoutFsetid<'_> {
+    fn drop(&mut self) {
+        if self.dropped {
+            or_abort(set_capabilities(None, self.own.capabilities));
+        }
     }
 }
 
@@ -98,9 +145,13 @@ pub struct AsGuest<'a> {
 impl Drop for AsGuest<'_> {
     fn drop(&mut self) {
         // The uid comes first: it brings back the right to change the rest.
-        let undone = (|| {
+        or_abort((|| {
             if self.uid {
                 set_thread_res_uid(None, self.own.uid, None)?;
+                // Becoming root again gives all that is permitted.
+                if self.own.capabilities.effective != self.own.capabilities.permitted {
+                    set_capabilities(None, self.own.capabilities)?;
+                }
             }
             if self.gid {
                 set_thread_res_gid(None, self.own.gid, None)?;
@@ -108,12 +159,16 @@ impl Drop for AsGuest<'_> {
             if self.groups {
                 set_thread_groups(&self.own.groups)?;
             }
-            Ok::<_, Errno>(())
-        })();
-        if let Err(errno) = undone {
-            log::error!("cannot become the daemon's own user again, stopping: {errno}");
-            std::process::abort();
-        }
+            Ok(())
+        })());
+    }
+}
+
+/// Serving on with a half-changed identity would be worse than not serving.
+fn or_abort(undone: Result<(), Errno>) {
+    if let Err(errno) = undone {
+        log::error!("cannot become the daemon's own user again, stopping: {errno}");
+        std::process::abort();
     }
 }
 
@@ -139,7 +194,7 @@ mod tests {
     use super::*;
 
     fn caller(uid: u32, gid: u32) -> Caller {
-        Caller { uid, gid, pid: 1 }
+        Caller { uid, gid }
     }
 
     /// Everything of the calling thread's identity that `assume` may touch.
@@ -158,31 +213,24 @@ mod tests {
         let own = Credentials::current().unwrap();
         let before = identity();
         if !geteuid().is_root() {
-            let refused = own.assume(&caller(4242, 4343), &Extensions::default());
+            let refused = own.assume(&caller(4242, 4343), None, Override::Keep);
             assert_eq!(refused.unwrap_err(), Errno::PERM);
             assert_eq!(identity(), before);
             return;
         }
-        for group in [None, Some(None), Some(Some(4444))] {
-            let extensions = Extensions {
-                supplementary_group: group,
-            };
-            let guard = own.assume(&caller(4242, 4343), &extensions).unwrap();
-            let now = identity();
-            assert_eq!((now.0, now.1), (4242, 4343));
-            let expected = match group {
-                Some(Some(group)) => vec![group],
-                _ => before.2.clone(),
-            };
-            assert_eq!(now.2, expected);
-            let kept = if group.is_none() {
-                CapabilitySet::DAC_OVERRIDE
-            } else {
-                CapabilitySet::empty()
-            };
-            assert_eq!(now.3, kept);
-            drop(guard);
-            assert_eq!(identity(), before);
+        for group in [None, Some(4444)] {
+            for (overriding, kept) in [
+                (Override::Keep, CapabilitySet::DAC_OVERRIDE),
+                (Override::Drop, CapabilitySet::empty()),
+            ] {
+                let guard = own.assume(&caller(4242, 4343), group, overriding).unwrap();
+                let now = identity();
+                assert_eq!((now.0, now.1), (4242, 4343));
+                assert_eq!(now.2, group.map_or(before.2.clone(), |group| vec![group]));
+                assert_eq!(now.3, kept);
+                drop(guard);
+                assert_eq!(identity(), before);
+            }
         }
     }
 
@@ -190,12 +238,7 @@ mod tests {
     fn root_of_the_guest_takes_on_no_group() {
         let own = Credentials::current().unwrap();
         let before = identity();
-        let extensions = Extensions {
-            supplementary_group: Some(Some(4444)),
-        };
-        let guard = own
-            .assume(&caller(before.0, before.1), &extensions)
-            .unwrap();
+        let guard = own.assume(&caller(before.0, before.1), Some(4444), Override::Drop);
         assert_eq!(identity(), before);
         drop(guard);
         assert_eq!(identity(), before);
@@ -205,8 +248,18 @@ mod tests {
     fn the_id_that_means_no_change_is_refused() {
         let own = Credentials::current().unwrap();
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
-            let refused = own.assume(&caller(uid, gid), &Extensions::default());
+            let refused = own.assume(&caller(uid, gid), None, Override::Drop);
             assert_eq!(refused.unwrap_err(), Errno::INVAL);
         }
+    }
+
+    #[test]
+    fn the_right_to_keep_set_id_bits_is_given_up_and_comes_back() {
+        let own = Credentials::current().unwrap();
+        let before = identity();
+        let guard = own.without_fsetid().unwrap();
+        assert_eq!(identity().3, before.3 - CapabilitySet::FSETID);
+        drop(guard);
+        assert_eq!(identity(), before);
     }
 }

@@ -13,12 +13,13 @@ use rustix::fs::{FileType, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::Passthrough;
-use super::inode_store::{Inode, lock};
+use super::inode_store::Inode;
 use crate::fs::Result;
 use crate::fuse::abi::{Attr, EntryOut};
 use crate::fuse::dirent::{DirEntry, DirPacker};
 use crate::fuse::op::ReadArgs;
 use crate::id::NodeId;
+use crate::sys::locks::lock;
 
 /// Bytes that are fetched from the host at most in one call.
 const FETCH_BYTES: usize = 32 << 10;
@@ -44,16 +45,29 @@ pub(super) enum Look {
 }
 
 /// The position of an open directory and entries that were fetched ahead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct DirStream {
-    /// The cookie at which the guest is expected to go on.
-    expected: u64,
+    /// The cookie at which the guest is expected to go on; `None` where the
+    /// host's position is not known.
+    expected: Option<u64>,
     /// Entries from there on: number, cookie, type and name length, name.
     ahead: Vec<u8>,
     /// How much of `ahead` was given out.
     given: usize,
     /// What this stream has added to `AHEAD_BYTES`.
     counted: usize,
+}
+
+impl DirStream {
+    /// The stream of a directory that was just opened.
+    pub(super) fn new() -> Self {
+        Self {
+            expected: Some(0),
+            ahead: Vec::new(),
+            given: 0,
+            counted: 0,
+        }
+    }
 }
 
 impl Drop for DirStream {
@@ -91,10 +105,11 @@ impl DirStream {
 
     /// Goes to a cookie: nowhere, where the guest reads on.
     fn seek(&mut self, fd: BorrowedFd<'_>, offset: u64) -> Result<()> {
-        if offset != self.expected {
-            self.forget_ahead();
+        if self.expected != Some(offset) {
+            // A seek that the host refuses leaves the stream as it is.
             rustix::fs::seek(fd, SeekFrom::Start(offset))?;
-            self.expected = offset;
+            self.forget_ahead();
+            self.expected = Some(offset);
         }
         Ok(())
     }
@@ -114,15 +129,15 @@ impl DirStream {
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes_with_nul();
-            let Ok(name_len) = u8::try_from(name.len() - 1) else {
-                continue;
-            };
-            self.ahead.extend_from_slice(&entry.ino().to_ne_bytes());
-            self.ahead
-                .extend_from_slice(&entry.next_entry_cookie().to_ne_bytes());
-            self.ahead
-                .extend_from_slice(&[kind_number(entry.file_type()), name_len]);
-            self.ahead.extend_from_slice(name);
+            // No file system has longer names.
+            if let Ok(name_len) = u8::try_from(name.len() - 1) {
+                self.ahead.extend_from_slice(&entry.ino().to_ne_bytes());
+                self.ahead
+                    .extend_from_slice(&entry.next_entry_cookie().to_ne_bytes());
+                self.ahead
+                    .extend_from_slice(&[kind_number(entry.file_type()), name_len]);
+                self.ahead.extend_from_slice(name);
+            }
             // One call to the host only.
             if entries.is_buffer_empty() {
                 break;
@@ -133,7 +148,7 @@ impl DirStream {
 
     /// Keeps what was fetched ahead for the next reply, or lets go of it: where
     /// it was given out, and where all streams keep too much.
-    fn settle(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
+    fn settle(&mut self) {
         let left = self.ahead.len().saturating_sub(self.given);
         if left == 0 {
             self.forget_ahead();
@@ -141,12 +156,12 @@ impl DirStream {
         let others = AHEAD_BYTES.fetch_sub(self.counted, Ordering::Relaxed) - self.counted;
         self.counted = self.ahead.capacity();
         if others + self.counted > MAX_AHEAD_BYTES {
+            // The host is behind what was given out: the next reply seeks.
             self.forget_ahead();
             self.counted = 0;
-            rustix::fs::seek(fd, SeekFrom::Start(self.expected))?;
+            self.expected = None;
         }
         AHEAD_BYTES.fetch_add(self.counted, Ordering::Relaxed);
-        Ok(())
     }
 }
 
@@ -172,7 +187,7 @@ impl Passthrough {
         let mut stream = lock(handle.stream().ok_or(Errno::BADF)?);
         stream.seek(handle.as_fd(), args.offset)?;
         let filled = self.fill(&inode, &mut stream, handle.as_fd(), look, into);
-        stream.settle(handle.as_fd())?;
+        stream.settle();
         filled
     }
 
@@ -192,13 +207,20 @@ impl Passthrough {
                 }
                 let next = entry.next;
                 self.pack(directory, entry, name, look, into);
-                stream.expected = next;
+                stream.expected = Some(next);
                 stream.given += taken;
             }
             // A reply that is all but full is not worth another call.
-            let nearly_full = !into.is_empty() && !into.has_room(WORTH_A_FETCH);
-            if nearly_full || !stream.fetch(fd, into.limit())? {
+            if !into.is_empty() && !into.has_room(WORTH_A_FETCH) {
                 return Ok(());
+            }
+            match stream.fetch(fd, into.limit()) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                // Entries that were packed are counted as looked up, so they
+                // must reach the guest; its next reading meets the error.
+                Err(_) if !into.is_empty() => return Ok(()),
+                Err(errno) => return Err(errno),
             }
         }
     }

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use super::dir::DirStream;
 use super::fd_budget::GuestFd;
-use super::inode_store::{read, write};
 use crate::id::{HandleId, NodeId};
+use crate::sys::locks::{read, write};
 
 /// Shards of the map: queues that work on different files seldom meet.
 const SHARDS: usize = 16;
@@ -48,8 +48,18 @@ impl Handle {
             node,
             fd,
             is_local: false,
-            stream: Some(Mutex::default()),
+            stream: Some(Mutex::new(DirStream::new())),
         }
+    }
+
+    /// Whether it is a file on a local file system (see `short_reads`).
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// The position of a directory; `None` for a file.
+    pub fn stream(&self) -> Option<&Mutex<DirStream>> {
+        self.stream.as_ref()
     }
 }
 
@@ -140,18 +150,6 @@ impl Handles {
     #[allow(clippy::indexing_slicing)] // There are SHARDS shards, and the index is below.
     fn shard(&self, id: HandleId) -> &Shard {
         &self.shards[id.0 as usize % SHARDS]
-    }
-}
-
-impl Handle {
-    /// Whether it is a file on a local file system (see `short_reads`).
-    pub fn is_local(&self) -> bool {
-        self.is_local
-    }
-
-    /// The position of a directory; `None` for a file.
-    pub fn stream(&self) -> Option<&Mutex<DirStream>> {
-        self.stream.as_ref()
     }
 }
 

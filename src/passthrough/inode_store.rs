@@ -16,6 +16,7 @@ use rustix::fs::FileType;
 
 use super::fd_budget::GuestFd;
 use crate::id::NodeId;
+use crate::sys::locks::{lock, read, write};
 
 /// Shards of each map: queues that work on different nodes seldom meet.
 const SHARDS: usize = 64;
@@ -223,21 +224,6 @@ impl InodeStore {
     fn id_shard(&self, id: NodeId) -> &RwLock<ById> {
         &self.by_id[id.0 as usize % SHARDS]
     }
-}
-
-/// Locks; a poisoned lock means that a thread died half way, so the process stops.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|_| std::process::abort())
-}
-
-/// As [`lock`], for reading.
-pub(super) fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(|_| std::process::abort())
-}
-
-/// As [`lock`], for writing.
-pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(|_| std::process::abort())
 }
 
 #[cfg(test)]

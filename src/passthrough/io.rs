@@ -14,8 +14,9 @@ use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
 use crate::sys::vectored::RWF_APPEND;
 
-/// The most that one COPY_FILE_RANGE copies (`MAX_RW_COUNT` of the kernel).
-const MAX_COPY_BYTES: u64 = 0x7fff_f000;
+/// The most that one COPY_FILE_RANGE copies, so that it does not keep its queue
+/// for long; the guest asks again for the rest.
+const MAX_COPY_BYTES: u64 = 64 << 20;
 
 /// FSYNC and FSYNCDIR.
 ///
@@ -65,9 +66,16 @@ impl Passthrough {
             && !from_cache
             && !self.has(init::WRITEBACK_CACHE);
         let flags = if appends { RWF_APPEND } else { 0 };
+        // The kernel drops set-id bits when a writer lacks the right to keep them.
+        let _as_writer = if args.write_flags & write::KILL_SUIDGID != 0 {
+            Some(self.credentials.without_fsetid()?)
+        } else {
+            None
+        };
         let mut written = 0;
         while !from.is_empty() {
             match from.write_to(file.as_fd(), args.offset + u64::from(written), flags) {
+                Ok(0) if from_cache => return Err(Errno::IO),
                 Ok(0) => break,
                 Ok(n) => written += n as u32,
                 // The process that writes hears how much was written and asks

@@ -7,11 +7,12 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::Passthrough;
 use super::attr;
+use super::fd_budget::Place;
 use super::inode_store::{Inode, InodeKey};
 use crate::fs::{Attributes, Entry, Result};
 use crate::fuse::abi::Attr;
@@ -24,8 +25,6 @@ pub(super) struct Found {
     pub(super) key: InodeKey,
     pub(super) kind: FileType,
     pub(super) attr: Attr,
-    /// Whether it is the root of a mount.
-    pub(super) is_mount_root: bool,
 }
 
 impl From<Statx> for Found {
@@ -38,7 +37,6 @@ impl From<Statx> for Found {
             },
             kind: FileType::from_raw_mode(stat.stx_mode.into()),
             attr: attr::from_statx(&stat),
-            is_mount_root: stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
         }
     }
 }
@@ -71,38 +69,47 @@ impl Passthrough {
     pub(super) fn look_up_beneath(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
         let found = identify_name(parent, name)?;
         match self.inodes.acquire(&found.key) {
-            Some(node) => Ok(self.entry(node, &found)),
-            None => self.look_up_new(parent, name),
+            Some(node) => Ok(self.entry_beneath(parent, node, &found)),
+            None => self.look_up_new(parent, name, self.budget.reserve()?),
         }
     }
 
     /// As [`Passthrough::look_up_beneath`], for a name that is probably new.
-    pub(super) fn look_up_new(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
-        let place = self.budget.reserve()?;
+    pub(super) fn look_up_new(&self, parent: &Inode, name: &CStr, place: Place) -> Result<Entry> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
         let found = identify(fd.as_fd())?;
         let node = self.inodes.insert(found.key, found.kind, place.hold(fd));
-        Ok(self.entry(node, &found))
+        Ok(self.entry_beneath(parent, node, &found))
+    }
+
+    /// What the guest hears of a directory's entry: it is marked where it is
+    /// another mount, or a subvolume with numbers of its own.
+    fn entry_beneath(&self, parent: &Inode, node: NodeId, found: &Found) -> Entry {
+        let mut entry = self.entry(node, found);
+        let file_system = |key: InodeKey| (key.device, key.mount);
+        if found.kind == FileType::Directory
+            && file_system(found.key) != file_system(parent.key())
+            && self.has(flags::init::SUBMOUNTS)
+        {
+            entry.attributes.attr.flags |= flags::attr::SUBMOUNT;
+        }
+        entry
     }
 
     /// What the guest hears of a node.
     pub(super) fn entry(&self, node: NodeId, found: &Found) -> Entry {
         Entry {
             node,
-            attributes: self.attributes_of(node, found),
+            attributes: self.attributes_of(found),
             timeout: self.timeout(),
         }
     }
 
-    /// The attributes of a node, marked where it is a mount of its own.
-    pub(super) fn attributes_of(&self, node: NodeId, found: &Found) -> Attributes {
-        let mut attr = found.attr;
-        if found.is_mount_root && node != NodeId::ROOT && self.has(flags::init::SUBMOUNTS) {
-            attr.flags |= flags::attr::SUBMOUNT;
-        }
+    /// The attributes of a file.
+    pub(super) fn attributes_of(&self, found: &Found) -> Attributes {
         Attributes {
-            attr,
+            attr: found.attr,
             timeout: self.timeout(),
         }
     }

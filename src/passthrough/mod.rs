@@ -20,10 +20,11 @@ mod short_reads;
 mod xattr;
 
 use std::ffi::CStr;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -35,6 +36,7 @@ use crate::fs::{Attributes, Entry, FileSystem, Opened, Result};
 use crate::fuse::abi::StatfsOut;
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
+use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init as features;
 use crate::fuse::op::{
     Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, ReadArgs,
@@ -43,7 +45,7 @@ use crate::fuse::op::{
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
-use credentials::Credentials;
+use credentials::{AsGuest, Credentials, Override};
 use fd_budget::FdBudget;
 use handles::Handles;
 use inode_store::{Inode, InodeStore};
@@ -131,6 +133,17 @@ impl Passthrough {
         rustix::fs::openat(&self.proc_self_fd, name.as_c_str(), flags, Mode::empty())
     }
 
+    /// Makes the calling thread act as the guest's user until the guard drops.
+    fn act_as(&self, who: &Caller, extensions: &Extensions) -> Result<AsGuest<'_>> {
+        let overriding = if self.has(features::CREATE_SUPP_GROUP) {
+            Override::Drop
+        } else {
+            Override::Keep
+        };
+        let group = extensions.supplementary_group;
+        self.credentials.assume(who, group, overriding)
+    }
+
     /// Whether INIT settled a feature.
     fn has(&self, feature: u64) -> bool {
         self.features.load(Ordering::Relaxed) & feature != 0
@@ -169,7 +182,12 @@ impl FileSystem for Passthrough {
     fn start(&self, agreed: u64) {
         if self.config.announce_submounts && agreed & features::SUBMOUNTS == 0 {
             // This line has no log prefix: management software knows it so.
-            eprintln!("Warning: Cannot announce submounts, client does not support it");
+            // Once is enough, and nobody may be there to read it.
+            static WARNED: Once = Once::new();
+            WARNED.call_once(|| {
+                let text = b"Warning: Cannot announce submounts, client does not support it\n";
+                let _ = std::io::stderr().write_all(text);
+            });
         }
         self.features.store(agreed, Ordering::Relaxed);
     }

@@ -28,12 +28,12 @@ impl Passthrough {
     ) -> Result<Entry> {
         let parent = self.node(parent)?;
         // Without a descriptor for the new node nothing is made.
-        drop(self.budget.reserve()?);
+        let place = self.budget.reserve()?;
         {
-            let _as_guest = self.credentials.assume(who, extensions)?;
+            let _as_guest = self.act_as(who, extensions)?;
             call(&parent, name.as_c_str())?;
         }
-        self.look_up_new(&parent, name.as_c_str())
+        self.look_up_new(&parent, name.as_c_str(), place)
     }
 
     /// MKDIR.
@@ -96,7 +96,7 @@ impl Passthrough {
         )?;
         match self.acquire_open(&*inode) {
             // Forgotten by another queue meanwhile.
-            Err(Errno::STALE) => self.look_up_new(&parent, name.as_c_str()),
+            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str()),
             entry => entry,
         }
     }

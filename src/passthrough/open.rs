@@ -110,7 +110,7 @@ impl Passthrough {
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let places = (self.budget.reserve()?, self.budget.reserve()?);
         let created = {
-            let _as_guest = self.credentials.assume(who, &args.extensions)?;
+            let _as_guest = self.act_as(who, &args.extensions)?;
             rustix::fs::openat(&*parent, args.name.as_c_str(), flags, mode)
         };
         match created {

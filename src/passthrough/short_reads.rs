@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::RwLock;
 
-use super::inode_store::{read, write};
+use crate::sys::locks::{read, write};
 
 /// No local file system has smaller blocks.
 const BLOCK_BYTES: u64 = 512;

@@ -1,6 +1,7 @@
 //! One arm per operation: its arguments to the file system, its result to the
 //! reply.
 
+use std::sync::Once;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
@@ -121,17 +122,23 @@ impl<F: FileSystem> Server<F> {
         match negotiate(args, self.fs.wanted_features()) {
             Negotiation::AskAgain(out) => put(reply, &out),
             Negotiation::TooOld => {
-                log::error!(
-                    "the guest speaks FUSE {}.{}, but 7.27 is needed: use a kernel of 4.20 or newer",
-                    args.major,
-                    args.minor
-                );
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| {
+                    log::error!(
+                        "the guest speaks FUSE {}.{}, but 7.27 is needed: \
+                         use a kernel of 4.20 or newer",
+                        args.major,
+                        args.minor
+                    );
+                });
                 Err(Errno::PROTO)
             }
             Negotiation::Agreed(out, features) => {
                 log::debug!("the guest offers {args:?}, agreed on {features:#x}");
-                // A guest that crashed and came back never said DESTROY.
-                self.end_session();
+                // A guest that crashed and came back never said DESTROY, and
+                // requests that DESTROY overtook may have left something.
+                self.in_session.store(false, Ordering::Release);
+                self.fs.stop();
                 self.fs.start(features);
                 self.in_session.store(true, Ordering::Release);
                 put(reply, &out)

@@ -23,7 +23,8 @@ use crate::guest::buffers::{Readable, Writable};
 const MAX_FIXED_BODY: usize = 128;
 
 /// Bytes of the longest body that is copied out: names, an attribute value or
-/// a link's target, and extensions. What is longer is cut and so malformed.
+/// a link's target, and extensions. What is longer is cut, which decoding finds
+/// out where what was cut off is needed.
 const MAX_BODY: usize = 2 * (NAME_MAX + 1) + PATH_MAX + 2 * XATTR_SIZE_MAX;
 
 /// Buffers that a serving thread keeps from one request to the next.

@@ -4,6 +4,7 @@
 
 pub mod adopt_fd;
 pub mod cpath;
+pub mod locks;
 pub mod thread;
 pub mod vectored;
 
@@ -20,4 +21,12 @@ use rustix::io::Errno;
 pub fn close(fd: OwnedFd) -> Result<(), Errno> {
     // SAFETY: the descriptor was owned, and its owner has just given it up.
     unsafe { rustix::io::try_close(fd.into_raw_fd()) }
+}
+
+/// Has a write beyond the limit of file sizes (`RLIMIT_FSIZE`) fail with `EFBIG`
+/// instead of ending the process with `SIGXFSZ`.
+#[allow(unsafe_code)]
+pub fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN installs no handler, so nothing of ours runs in one.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
