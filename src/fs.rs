@@ -96,10 +96,9 @@ pub trait FileSystem: Send + Sync + 'static {
     fn fallocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()>;
     fn copy_file_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32>;
     fn opendir(&self, node: NodeId, flags: u32) -> Result<Opened>;
-    /// Packs entries until there is no room for the next one.
+    /// Packs entries until there is no room for the next one; looks each up where
+    /// the reply has attributes.
     fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()>;
-    /// As `readdir`, with a look-up of each entry.
-    fn readdirplus(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()>;
     fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()>;
     fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
     fn statfs(&self, node: NodeId) -> Result<StatfsOut>;

@@ -55,6 +55,11 @@ impl<'a> DirPacker<'a> {
         self.limit
     }
 
+    /// Whether each entry has attributes, and so is looked up: READDIRPLUS.
+    pub fn with_attributes(&self) -> bool {
+        self.with_attributes
+    }
+
     /// Whether nothing was packed yet.
     pub fn is_empty(&self) -> bool {
         self.out.is_empty()

@@ -35,15 +35,6 @@ const MAX_AHEAD_BYTES: usize = 16 << 20;
 /// Bytes that all streams together keep fetched ahead.
 static AHEAD_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// What a reply says of each entry.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Look {
-    /// Name, type and inode number: READDIR.
-    Names,
-    /// A look-up of it: READDIRPLUS.
-    Entries,
-}
-
 /// The position of an open directory and entries that were fetched ahead.
 #[derive(Debug)]
 pub(super) struct DirStream {
@@ -179,14 +170,13 @@ impl Passthrough {
         &self,
         node: NodeId,
         args: &ReadArgs,
-        look: Look,
         into: &mut DirPacker<'_>,
     ) -> Result<()> {
         let inode = self.node(node)?;
         let handle = self.handles.directory(node, args.handle)?;
         let mut stream = lock(handle.stream().ok_or(Errno::BADF)?);
         stream.seek(handle.as_fd(), args.offset)?;
-        let filled = self.fill(&inode, &mut stream, handle.as_fd(), look, into);
+        let filled = self.fill(&inode, &mut stream, handle.as_fd(), into);
         stream.settle();
         filled
     }
@@ -197,7 +187,6 @@ impl Passthrough {
         directory: &Inode,
         stream: &mut DirStream,
         fd: BorrowedFd<'_>,
-        look: Look,
         into: &mut DirPacker<'_>,
     ) -> Result<()> {
         loop {
@@ -206,7 +195,7 @@ impl Passthrough {
                     return full(into);
                 }
                 let next = entry.next;
-                self.pack(directory, entry, name, look, into);
+                self.pack(directory, entry, name, into);
                 stream.expected = Some(next);
                 stream.given += taken;
             }
@@ -232,7 +221,6 @@ impl Passthrough {
         directory: &Inode,
         mut entry: DirEntry<'_>,
         name: &std::ffi::CStr,
-        look: Look,
         into: &mut DirPacker<'_>,
     ) {
         let is_dots = matches!(entry.name, b"." | b"..");
@@ -240,7 +228,7 @@ impl Passthrough {
         if is_dots && directory.id() == NodeId::ROOT {
             entry.ino = directory.key().ino;
         }
-        if look == Look::Entries && !is_dots {
+        if into.with_attributes() && !is_dots {
             match self.look_up_beneath(directory, name) {
                 Ok(found) => return into.push(entry, &found.to_wire()),
                 Err(errno) => log::debug!("an entry of a directory was not looked up: {errno}"),

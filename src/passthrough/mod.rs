@@ -299,11 +299,7 @@ impl FileSystem for Passthrough {
     }
 
     fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
-        self.read_directory(node, args, dir::Look::Names, into)
-    }
-
-    fn readdirplus(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
-        self.read_directory(node, args, dir::Look::Entries, into)
+        self.read_directory(node, args, into)
     }
 
     fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()> {

@@ -87,8 +87,8 @@ impl<F: FileSystem> Server<F> {
             Op::Listxattr { size } => put_bytes(reply, &fs.listxattr(node, size)?),
             Op::Removexattr { name } => fs.removexattr(node, name),
             Op::Init(args) => self.init(&args, reply),
-            Op::Readdir(args) => self.readdir(node, &args, packed, reply),
-            Op::Readdirplus(args) => self.readdirplus(node, &args, packed, reply),
+            Op::Readdir(args) => self.readdir(node, &args, false, packed, reply),
+            Op::Readdirplus(args) => self.readdir(node, &args, true, packed, reply),
             Op::Access { mask } => fs.access(who, node, mask),
             Op::Interrupt { unique } => {
                 // The guest's kernel does not send it over virtio; a request that
@@ -159,29 +159,18 @@ impl<F: FileSystem> Server<F> {
         }
     }
 
+    /// Packs a reply of READDIR or, with attributes, of READDIRPLUS.
     fn readdir(
         &self,
         node: NodeId,
         args: &ReadArgs,
+        with_attributes: bool,
         packed: &mut Vec<u8>,
         reply: &mut Writable<'_>,
     ) -> Result<(), Errno> {
         let limit = reply.len().min(args.size as usize).min(MAX_DIR_REPLY);
-        self.fs
-            .readdir(node, args, &mut DirPacker::new(packed, limit, false))?;
-        put_bytes(reply, packed)
-    }
-
-    fn readdirplus(
-        &self,
-        node: NodeId,
-        args: &ReadArgs,
-        packed: &mut Vec<u8>,
-        reply: &mut Writable<'_>,
-    ) -> Result<(), Errno> {
-        let limit = reply.len().min(args.size as usize).min(MAX_DIR_REPLY);
-        self.fs
-            .readdirplus(node, args, &mut DirPacker::new(packed, limit, true))?;
+        let mut packer = DirPacker::new(packed, limit, with_attributes);
+        self.fs.readdir(node, args, &mut packer)?;
         put_bytes(reply, packed)
     }
 }

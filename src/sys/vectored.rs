@@ -27,10 +27,10 @@ pub unsafe fn preadv2(
     flags: i32,
 ) -> Result<usize, Errno> {
     let count = vectors.len().min(IOV_MAX) as i32;
-    loop {
+    repeat(|| {
         // SAFETY: the kernel writes through the vectors only, which the caller
         // vouches for; the slice itself is valid for `count` entries.
-        let n = unsafe {
+        unsafe {
             libc::preadv2(
                 file.as_raw_fd(),
                 vectors.as_ptr(),
@@ -38,12 +38,8 @@ pub unsafe fn preadv2(
                 offset.cast_signed(),
                 flags,
             )
-        };
-        match done(n) {
-            Err(Errno::INTR) => {}
-            result => return result,
         }
-    }
+    })
 }
 
 /// Writes the vectors to `file` at `offset`; gives the bytes written.
@@ -60,10 +56,10 @@ pub unsafe fn pwritev2(
     flags: i32,
 ) -> Result<usize, Errno> {
     let count = vectors.len().min(IOV_MAX) as i32;
-    loop {
+    repeat(|| {
         // SAFETY: the kernel only reads through the vectors, which the caller
         // vouches for; the slice itself is valid for `count` entries.
-        let n = unsafe {
+        unsafe {
             libc::pwritev2(
                 file.as_raw_fd(),
                 vectors.as_ptr(),
@@ -71,17 +67,21 @@ pub unsafe fn pwritev2(
                 offset.cast_signed(),
                 flags,
             )
-        };
-        match done(n) {
-            Err(Errno::INTR) => {}
-            result => return result,
         }
-    }
+    })
 }
 
-/// Turns the result of a call into a count or the errno, before anything else
-/// can change it.
-fn done(n: isize) -> Result<usize, Errno> {
-    usize::try_from(n)
-        .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+/// Calls until it is not interrupted; the errno is read before anything else can
+/// change it.
+fn repeat(mut call: impl FnMut() -> isize) -> Result<usize, Errno> {
+    loop {
+        let Ok(n) = usize::try_from(call()) else {
+            let error = std::io::Error::last_os_error();
+            match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
+                Errno::INTR => continue,
+                errno => return Err(errno),
+            }
+        };
+        return Ok(n);
+    }
 }
