@@ -341,3 +341,106 @@ fn attribute_names_are_bytes() {
     }
     session.finish();
 }
+
+// ---- limits
+
+#[test]
+fn a_guest_that_holds_all_descriptors_gets_enfile_until_it_lets_go() {
+    // 610 are the daemon's own; the share itself takes one of the others.
+    let args = ["--rlimit-nofile=620", "--num-request-queues=1"];
+    let mut session = Session::new(&args);
+    for n in 0..20 {
+        session.put(&format!("f{n}"), "text");
+    }
+    let c = &mut session.client;
+    let held: Vec<_> = (0..9)
+        .map(|n| c.walk(&format!("f{n}")).unwrap().nodeid)
+        .collect();
+    let refused = Some(libc::ENFILE);
+    assert_eq!(c.walk("f10").err(), refused);
+    assert_eq!(c.open(held[0], libc::O_RDONLY).err(), refused);
+    assert_eq!(c.opendir(ROOT).err(), refused);
+    assert_eq!(c.mkdir(ROOT, "d", 0o755, 0).err(), refused);
+    assert_eq!(c.create(ROOT, "x", libc::O_RDWR, 0o600).err(), refused);
+    // What is held already goes on working, and nothing was made half.
+    c.getattr(held[8]).unwrap();
+    assert_eq!(c.walk("f3").unwrap().nodeid, held[3]);
+    c.forget(held[5], 1);
+    c.walk("f10").unwrap();
+    assert!(!session.exists("d") && !session.exists("x"));
+    let daemon = session.finish();
+    let told = daemon
+        .log()
+        .iter()
+        .filter(|line| line.contains("--rlimit-nofile"))
+        .count();
+    assert_eq!(
+        told,
+        2,
+        "once at start, once when it happened: {:#?}",
+        daemon.log()
+    );
+}
+
+// ---- mounts below the share
+
+/// A tmpfs on a folder, for as long as this lives.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn on(folder: std::path::PathBuf) -> Self {
+        fs::create_dir(&folder).unwrap();
+        run("mount", &["-t", "tmpfs", "none"], &folder);
+        Self(folder)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", &["-l"], &self.0);
+    }
+}
+
+fn run(program: &str, args: &[&str], folder: &std::path::Path) {
+    let status = std::process::Command::new(program)
+        .args(args)
+        .arg(folder)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{program} {args:?}: {status}");
+}
+
+#[test]
+fn a_mount_is_announced_unless_told_otherwise() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skips itself: it needs root");
+        return;
+    }
+    for (args, expected) in [
+        (&[][..], 1),
+        (&["--no-announce-submounts"], 0),
+        (&["--announce-submounts"], 1),
+    ] {
+        let mut session = Session::new(args);
+        let mounted = Mounted::on(session.path("m"));
+        fs::create_dir(session.path("m/below")).unwrap();
+        fs::create_dir(session.path("d")).unwrap();
+        let c = &mut session.client;
+        let m = c.walk("m").unwrap();
+        assert_eq!(m.attr.flags & 1, expected, "{args:?}");
+        assert_eq!(
+            c.getattr(m.nodeid).unwrap().attr.flags & 1,
+            expected,
+            "{args:?}"
+        );
+        assert_eq!(c.walk("m/below").unwrap().attr.flags & 1, 0);
+        assert_eq!(c.walk("d").unwrap().attr.flags & 1, 0);
+        assert_eq!(
+            c.getattr(ROOT).unwrap().attr.flags & 1,
+            0,
+            "the share is no mount of its own"
+        );
+        session.finish();
+        drop(mounted);
+    }
+}

@@ -209,6 +209,23 @@ fn buffers_may_be_cut_at_any_byte() {
 }
 
 #[test]
+fn the_largest_write_that_init_allows_is_served_whole() {
+    let mut session = Session::new(&[]);
+    let size = session.init.unwrap().max_write;
+    let data = pattern(size as usize);
+    let (entry, open) = session
+        .client
+        .create(ROOT, "f", libc::O_RDWR, 0o600)
+        .unwrap();
+    assert_eq!(
+        session.client.write(entry.nodeid, open.fh, 0, &data),
+        Ok(size)
+    );
+    assert!(session.client.read(entry.nodeid, open.fh, 0, size).unwrap() == data);
+    session.finish();
+}
+
+#[test]
 fn reads_and_writes_of_a_mebibyte_are_served_whole() {
     let mut session = Session::new(&[]);
     let data = pattern(1 << 20);
@@ -407,6 +424,50 @@ fn a_busy_queue_does_not_hold_up_another() {
         overtaken > 0,
         "the second queue always waited for the first"
     );
+    session.finish();
+}
+
+#[test]
+fn lookups_and_forgets_on_several_queues_count_exactly() {
+    let mut session = Session::new(&["--num-request-queues", "2"]);
+    for name in 0..4 {
+        session.put(&format!("f{name}"), "");
+    }
+    let mut second = Client::new(session.vmm.start_queue(2));
+    let fds = session.daemon.open_fds();
+    // Both sides hold each node now and then, and at times neither does.
+    let churn = |client: &mut Client| {
+        let mut kept = Vec::new();
+        for round in 0..1000 {
+            for name in 0..4 {
+                let node = client.lookup(ROOT, format!("f{name}")).unwrap().nodeid;
+                client.getattr(node).unwrap();
+                kept.push(node);
+                if kept.len() > 2 {
+                    let node = kept.swap_remove(round % kept.len());
+                    client.forget(node, 1);
+                }
+            }
+        }
+        kept
+    };
+    let mut kept = thread::scope(|scope| {
+        let other = scope.spawn(|| churn(&mut second));
+        let mut kept = churn(&mut session.client);
+        kept.extend(other.join().unwrap());
+        kept
+    });
+    while let Some(node) = kept.pop() {
+        session.client.getattr(node).unwrap();
+        session.client.forget(node, 1);
+        let is_last = !kept.contains(&node);
+        assert_eq!(
+            session.client.getattr(node).is_err(),
+            is_last,
+            "node {node}"
+        );
+    }
+    assert_eq!(session.daemon.open_fds(), fds);
     session.finish();
 }
 

@@ -26,6 +26,12 @@ pub fn default_binary() -> PathBuf {
         .into()
 }
 
+/// Arguments that every daemon of a test crate gets.
+const CRATE_ARGS: &[&str] = match env!("CARGO_CRATE_NAME").as_bytes() {
+    b"operations_in_pool" => &["--thread-pool-size", "4"],
+    _ => &[],
+};
+
 /// A running daemon. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Daemon {
@@ -40,7 +46,7 @@ pub struct Daemon {
 impl Daemon {
     /// Starts the default binary over `shared`, without sandbox and filter.
     pub fn start(shared: &Path, args: &[&str]) -> Self {
-        Self::start_binary(&default_binary(), shared, args)
+        Self::start_binary(&default_binary(), shared, &[CRATE_ARGS, args].concat())
     }
 
     /// Starts `binary` over `shared`, without sandbox and filter.
