@@ -11,14 +11,14 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use rustix::io::Errno;
 
-use crate::cli::{Options, Settings, SocketChoice, Tag, later};
+use crate::cli::{Options, Seccomp, Settings, SocketChoice, Tag, later};
 use crate::device::{self, DeviceOptions};
 use crate::logging;
 use crate::passthrough::Passthrough;
 use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
-use crate::process::signals;
 use crate::process::socket::{SocketPlace, adopt_listener};
+use crate::process::{seccomp, signals};
 use crate::sys;
 
 /// What management software is told that this program can do.
@@ -108,7 +108,18 @@ fn serve(
         request_queues: settings.num_request_queues,
         pool_threads: settings.thread_pool_size,
     };
+    filter_system_calls(settings.seccomp)?;
     device::serve(listener, files, &options, thread_directory)
+}
+
+/// From here on every thread, those to come included, is under the filter.
+fn filter_system_calls(choice: Seccomp) -> anyhow::Result<()> {
+    match choice {
+        Seccomp::None => Ok(()),
+        Seccomp::Kill => seccomp::install(seccomp::Action::Kill),
+        Seccomp::Log => seccomp::install(seccomp::Action::Log),
+        Seccomp::Trap => seccomp::install(seccomp::Action::Trap),
+    }
 }
 
 /// A guest's user must not get what the groups of root's login can do. All

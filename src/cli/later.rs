@@ -7,7 +7,7 @@
 use anyhow::bail;
 
 use super::Options;
-use super::options::{FileHandles, Negotiation, Sandbox, Seccomp};
+use super::options::{FileHandles, Negotiation, Sandbox};
 
 /// An option that is not there yet.
 struct Later {
@@ -29,21 +29,6 @@ const TABLE: &[Later] = &[
         option: "--sandbox=chroot",
         is_asked: |o| o.sandbox == Sandbox::Chroot,
         instead: "start with --sandbox=none",
-    },
-    Later {
-        option: "--seccomp=kill",
-        is_asked: |o| o.seccomp == Seccomp::Kill,
-        instead: "the default; start with --seccomp=none",
-    },
-    Later {
-        option: "--seccomp=log",
-        is_asked: |o| o.seccomp == Seccomp::Log,
-        instead: "start with --seccomp=none",
-    },
-    Later {
-        option: "--seccomp=trap",
-        is_asked: |o| o.seccomp == Seccomp::Trap,
-        instead: "start with --seccomp=none",
     },
     Later {
         option: "--uid-map",

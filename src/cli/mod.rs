@@ -44,6 +44,8 @@ pub struct Settings {
     pub thread_pool_size: usize,
     /// `--rlimit-nofile`, if given.
     pub rlimit_nofile: Option<u64>,
+    /// `--seccomp`.
+    pub seccomp: Seccomp,
     /// What the file system is to do.
     pub config: Config,
 }
@@ -119,6 +121,7 @@ impl Options {
             num_request_queues,
             thread_pool_size: self.thread_pool_size,
             rlimit_nofile: self.rlimit_nofile,
+            seccomp: self.seccomp,
             config: self.config(),
         })
     }

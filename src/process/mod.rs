@@ -6,5 +6,6 @@
 
 pub mod limits;
 pub mod own_files;
+pub mod seccomp;
 pub mod signals;
 pub mod socket;

@@ -44,12 +44,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the default binary over `shared`, without sandbox and filter.
+    /// Starts the default binary over `shared`, see [`Self::start_on`].
     pub fn start(shared: &Path, args: &[&str]) -> Self {
         Self::start_binary(&default_binary(), shared, &[CRATE_ARGS, args].concat())
     }
 
-    /// Starts `binary` over `shared`, without sandbox and filter.
+    /// Starts `binary` over `shared`, see [`Self::start_on`].
     pub fn start_binary(binary: &Path, shared: &Path, args: &[&str]) -> Self {
         let dir = TempDir::with_prefix("virtiofsd-test-").unwrap();
         let socket = dir.path().join("fs.sock");
@@ -58,12 +58,13 @@ impl Daemon {
         daemon
     }
 
-    /// Starts `binary` with its socket at `socket`.
+    /// Starts `binary` with its socket at `socket`, without a sandbox; a system
+    /// call that its filter does not know ends it with SIGSYS.
     pub fn start_on(binary: &Path, socket: &Path, shared: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(binary);
         command.arg("--socket-path").arg(socket);
         command.arg("--shared-dir").arg(shared);
-        command.args(["--sandbox", "none", "--seccomp", "none"]);
+        command.args(["--sandbox", "none", "--seccomp", "trap"]);
         command.args(args);
         let mut daemon = Self::spawn(command);
         daemon.socket = socket.into();

@@ -1,0 +1,261 @@
+//! The filter of system calls: it is on every thread, every operation gets
+//! through it, and what the daemon never needs does not.
+//!
+//! The other tests run their daemons under `--seccomp trap`, so each of them
+//! also shows that what it does is in the lists.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+#![cfg(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "riscv64"
+))]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+
+use common::session::Session;
+use virtiofsd::process::seccomp::{self, Action};
+
+/// One system call by its number. The arguments of all calls below are wrong
+/// or harmless: a filter that lets them through gives an error, not a deed.
+mod raw {
+    #![allow(unsafe_code)]
+
+    pub(super) fn call(number: i64, arguments: [i64; 5]) -> i64 {
+        let [a, b, c, d, e] = arguments;
+        // SAFETY: none of the calls of this test is given a valid pointer, or
+        // maps over memory that is in use.
+        unsafe { libc::syscall(number, a, b, c, d, e) }
+    }
+}
+
+const CALL: &str = "VIRTIOFSD_TEST_SYSTEM_CALL";
+const ACTION: &str = "VIRTIOFSD_TEST_SECCOMP_ACTION";
+
+/// Calls that must not get through, with arguments.
+fn forbidden() -> BTreeMap<&'static str, (i64, [i64; 5])> {
+    let none = [0; 5];
+    let executable = i64::from(libc::PROT_READ | libc::PROT_EXEC);
+    let private = i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let inet = [
+        i64::from(libc::AF_INET),
+        i64::from(libc::SOCK_STREAM),
+        0,
+        0,
+        0,
+    ];
+    let unix = [
+        i64::from(libc::AF_UNIX),
+        i64::from(libc::SOCK_DGRAM),
+        0,
+        0,
+        0,
+    ];
+    [
+        ("execve", (libc::SYS_execve, none)),
+        ("execveat", (libc::SYS_execveat, none)),
+        (
+            "ptrace",
+            (
+                libc::SYS_ptrace,
+                [i64::from(libc::PTRACE_PEEKDATA), 0, 0, 0, 0],
+            ),
+        ),
+        ("process_vm_readv", (libc::SYS_process_vm_readv, none)),
+        ("pidfd_getfd", (libc::SYS_pidfd_getfd, [-1, -1, 0, 0, 0])),
+        ("mount", (libc::SYS_mount, none)),
+        ("umount2", (libc::SYS_umount2, none)),
+        ("move_mount", (libc::SYS_move_mount, [-1, 0, -1, 0, 0])),
+        ("open_tree", (libc::SYS_open_tree, [-1, 0, 0, 0, 0])),
+        ("pivot_root", (libc::SYS_pivot_root, none)),
+        ("chroot", (libc::SYS_chroot, none)),
+        ("setns", (libc::SYS_setns, [-1, 0, 0, 0, 0])),
+        (
+            "unshare of a namespace",
+            (
+                libc::SYS_unshare,
+                [i64::from(libc::CLONE_NEWUTS), 0, 0, 0, 0],
+            ),
+        ),
+        (
+            "unshare of more",
+            (
+                libc::SYS_unshare,
+                [i64::from(libc::CLONE_FS | libc::CLONE_FILES), 0, 0, 0, 0],
+            ),
+        ),
+        (
+            "clone of a process",
+            (libc::SYS_clone, [i64::from(libc::SIGCHLD), 0, 0, 0, 0]),
+        ),
+        (
+            "clone of a thread with a namespace",
+            (
+                libc::SYS_clone,
+                [
+                    i64::from(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_NEWNET),
+                    0,
+                    0,
+                    0,
+                    0,
+                ],
+            ),
+        ),
+        ("bpf", (libc::SYS_bpf, [-1, 0, 0, 0, 0])),
+        ("perf_event_open", (libc::SYS_perf_event_open, none)),
+        ("userfaultfd", (libc::SYS_userfaultfd, none)),
+        ("keyctl", (libc::SYS_keyctl, [-1, 0, 0, 0, 0])),
+        ("add_key", (libc::SYS_add_key, none)),
+        ("io_uring_setup", (libc::SYS_io_uring_setup, none)),
+        ("kexec_load", (libc::SYS_kexec_load, none)),
+        ("init_module", (libc::SYS_init_module, none)),
+        ("reboot", (libc::SYS_reboot, none)),
+        ("swapon", (libc::SYS_swapon, none)),
+        ("socket of the network", (libc::SYS_socket, inet)),
+        ("socket of this machine", (libc::SYS_socket, unix)),
+        ("connect", (libc::SYS_connect, [-1, 0, 0, 0, 0])),
+        ("bind", (libc::SYS_bind, [-1, 0, 0, 0, 0])),
+        (
+            "sendto with an address",
+            (libc::SYS_sendto, [-1, 0, 0, 0, 1]),
+        ),
+        (
+            "executable mmap",
+            (libc::SYS_mmap, [0, 4096, executable, private, -1]),
+        ),
+        (
+            "executable mprotect",
+            (libc::SYS_mprotect, [0, 4096, executable, 0, 0]),
+        ),
+        ("memfd_create", (libc::SYS_memfd_create, none)),
+        (
+            "prctl of anything else",
+            (
+                libc::SYS_prctl,
+                [i64::from(libc::PR_GET_DUMPABLE), 0, 0, 0, 0],
+            ),
+        ),
+        (
+            "prlimit64 that sets",
+            (libc::SYS_prlimit64, [0, 0, 1, 0, 0]),
+        ),
+        (
+            "ioctl of anything else",
+            (libc::SYS_ioctl, [-1, libc::TIOCSTI as i64, 0, 0, 0]),
+        ),
+        ("tgkill of init", (libc::SYS_tgkill, [1, 1, 0, 0, 0])),
+        ("kill of everyone", (libc::SYS_kill, [-1, 0, 0, 0, 0])),
+        (
+            "open_by_handle_at",
+            (libc::SYS_open_by_handle_at, [-1, 0, 0, 0, 0]),
+        ),
+    ]
+    .into()
+}
+
+/// Runs [`one_call_under_the_filter`] in a process of its own.
+fn try_call(name: &str, action: &str) -> ExitStatus {
+    Command::new(env::current_exe().unwrap())
+        .args(["--exact", "one_call_under_the_filter", "--test-threads=1"])
+        .env(CALL, name)
+        .env(ACTION, action)
+        .output()
+        .unwrap()
+        .status
+}
+
+/// Without the variables, as in an ordinary run, it does nothing; the tests
+/// below start it with them.
+#[test]
+fn one_call_under_the_filter() {
+    let (Ok(name), Ok(action)) = (env::var(CALL), env::var(ACTION)) else {
+        return;
+    };
+    let (number, arguments) = forbidden()
+        .remove(name.as_str())
+        .unwrap_or((libc::SYS_getpid, [0; 5]));
+    seccomp::install(match action.as_str() {
+        "kill" => Action::Kill,
+        "trap" => Action::Trap,
+        _ => Action::Log,
+    })
+    .unwrap();
+    raw::call(number, arguments);
+}
+
+#[test]
+fn a_call_that_is_never_needed_ends_the_process() {
+    for name in forbidden().keys() {
+        let status = try_call(name, "kill");
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
+    }
+    assert!(
+        try_call("getpid", "kill").success(),
+        "the filter lets through what is listed"
+    );
+}
+
+#[test]
+fn with_trap_the_process_gets_the_signal() {
+    let status = try_call("execve", "trap");
+    assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
+}
+
+#[test]
+fn with_log_nothing_is_kept_from_the_process() {
+    for name in ["execve", "bpf", "executable mmap"] {
+        let status = try_call(name, "log");
+        assert!(status.success(), "{name}: {status}");
+    }
+}
+
+/// A line of the status of every thread, by the thread's name.
+fn of_all_threads(pid: u32, field: &str) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| {
+            let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let value = |field: &str| {
+                let line = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix(field))
+                    .unwrap();
+                line.trim().to_owned()
+            };
+            (value("Name:"), value(&format!("{field}:")))
+        })
+        .collect()
+}
+
+#[test]
+fn the_filter_is_on_every_thread_and_privileges_cannot_grow() {
+    for pool in ["--thread-pool-size=0", "--thread-pool-size=3"] {
+        let session = Session::new(&["--seccomp=kill", pool]);
+        let pid = session.daemon.pid();
+        let filters = of_all_threads(pid, "Seccomp");
+        assert!(filters.len() >= 3, "{filters:?}");
+        assert!(filters.iter().all(|(_, mode)| mode == "2"), "{filters:?}");
+        let pinned = of_all_threads(pid, "NoNewPrivs");
+        assert!(pinned.iter().all(|(_, set)| set == "1"), "{pinned:?}");
+        session.finish();
+    }
+}
+
+#[test]
+fn without_a_filter_there_is_none() {
+    let session = Session::new(&["--seccomp=none"]);
+    let filters = of_all_threads(session.daemon.pid(), "Seccomp");
+    assert!(filters.iter().all(|(_, mode)| mode == "0"), "{filters:?}");
+    session.finish();
+}
