@@ -15,10 +15,12 @@ use crate::cli::{Options, Seccomp, Settings, SocketChoice, Tag, later};
 use crate::device::{self, DeviceOptions};
 use crate::logging;
 use crate::passthrough::Passthrough;
+use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
+use crate::process::seccomp;
+use crate::process::signals::Held;
 use crate::process::socket::{SocketPlace, adopt_listener};
-use crate::process::{seccomp, signals};
 use crate::sys;
 
 /// What management software is told that this program can do.
@@ -46,10 +48,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let adopted = options.fd.map(adopt_listener);
     logging::init(options.effective_log_level(), options.syslog);
 
-    let remove_on_exit = RemoveOnExit(OwnFiles::default());
-    signals::remove_files_on_signal(remove_on_exit.0.clone())?;
-
     let settings = options.settings()?;
+    let kept = Kept::with(&settings.modcaps.add, &settings.modcaps.remove)?;
     check_shared_dir(&settings.shared_dir)?;
     options.warn_about_deprecated();
     later::refuse(&options)?;
@@ -66,11 +66,16 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let adopted = adopted.transpose()?;
     let guest_descriptors = limits::limit_open_files(settings.rlimit_nofile, needs)?;
 
+    let signals = Held::hold()?;
+    let remove_on_exit = RemoveOnExit(OwnFiles::default());
     let listener = match (adopted, socket) {
         (Some(listener), _) => listener,
         (None, Some(place)) => place.listen(&remove_on_exit.0)?,
         (None, None) => bail!("no socket to listen on: give --socket-path or --fd"),
     };
+    drop_supplementary_groups()?;
+    capabilities::reduce(kept)?;
+    signals.remove_files_on_signal(remove_on_exit.0.clone())?;
     serve(listener, &settings, guest_descriptors)
 }
 
@@ -95,7 +100,6 @@ fn serve(
     settings: &Settings,
     guest_descriptors: usize,
 ) -> anyhow::Result<()> {
-    drop_supplementary_groups()?;
     sys::ignore_file_size_signal();
     let shared_dir = &settings.shared_dir;
     let files = Passthrough::new(shared_dir, settings.config.clone(), guest_descriptors)?;

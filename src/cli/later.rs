@@ -51,11 +51,6 @@ const TABLE: &[Later] = &[
         instead: "share an id-mapped mount",
     },
     Later {
-        option: "--modcaps",
-        is_asked: |o| o.modcaps.is_some(),
-        instead: "start it with the wanted capabilities, as capsh(1) does",
-    },
-    Later {
         option: "--posix-acl",
         is_asked: |o| o.posix_acl != Negotiation::Never,
         instead: "leave it out: the host checks its lists all the same",

@@ -46,6 +46,8 @@ pub struct Settings {
     pub rlimit_nofile: Option<u64>,
     /// `--seccomp`.
     pub seccomp: Seccomp,
+    /// `--modcaps`.
+    pub modcaps: ModCaps,
     /// What the file system is to do.
     pub config: Config,
 }
@@ -104,9 +106,7 @@ impl Options {
             .shared_dir
             .clone()
             .context("missing \"--shared-dir\" or \"-o source\" option")?;
-        if let Some(list) = &self.modcaps {
-            values::parse_modcaps(list)?;
-        }
+        let modcaps = self.modcaps()?;
         self.check_migration()?;
         let num_request_queues = match self.num_request_queues {
             Some(number) => usize::from(number),
@@ -122,6 +122,7 @@ impl Options {
             thread_pool_size: self.thread_pool_size,
             rlimit_nofile: self.rlimit_nofile,
             seccomp: self.seccomp,
+            modcaps,
             config: self.config(),
         })
     }
@@ -162,6 +163,21 @@ impl Options {
             path,
             group: self.socket_group.clone(),
         })
+    }
+
+    fn modcaps(&self) -> anyhow::Result<ModCaps> {
+        let caps = match &self.modcaps {
+            Some(list) => values::parse_modcaps(list)?,
+            None => ModCaps::default(),
+        };
+        let drops_search = caps.remove.iter().any(|name| name == "DAC_READ_SEARCH");
+        if drops_search && self.inode_file_handles != FileHandles::Never {
+            bail!(
+                "--modcaps: file handles need the capability dac_read_search; keep it, or start \
+                 with --inode-file-handles=never"
+            );
+        }
+        Ok(caps)
     }
 
     fn check_migration(&self) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 //! anything is opened, everything that can be checked is checked before the
 //! pid file and the socket exist, and these are removed however it ends.
 
+pub mod capabilities;
 pub mod limits;
 pub mod own_files;
 pub mod seccomp;
