@@ -3,21 +3,28 @@
 //! 1. A passed descriptor is adopted before anything else opens one.
 //! 2. Everything that can be checked is checked while nothing exists yet.
 //! 3. The pid file and the socket are made, and removed however it ends.
+//! 4. A second process enters the sandbox; the first one stays outside, waits,
+//!    and removes the files.
+//! 5. Rights are given up: groups, capabilities, and system calls at last. No
+//!    thread is started before it has no more than it needs.
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
 
-use crate::cli::{Options, Seccomp, Settings, SocketChoice, Tag, later};
+use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
 use crate::device::{self, DeviceOptions};
 use crate::logging;
 use crate::passthrough::Passthrough;
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
+use crate::process::parent::{self, Process};
+use crate::process::sandbox::{Inside, Sandbox};
 use crate::process::seccomp;
 use crate::process::signals::Held;
 use crate::process::socket::{SocketPlace, adopt_listener};
@@ -35,15 +42,17 @@ const CAPABILITIES: &str = r#"{
 }
 "#;
 
-/// Does what the command line asks for, until the front end goes away.
+/// Does what the command line asks for, until the front end goes away; gives
+/// the status to exit with.
 ///
 /// # Errors
 /// One error that tells the operator what went wrong, not yet logged.
-pub fn run(options: Options) -> anyhow::Result<()> {
+pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     if options.print_capabilities {
-        return std::io::stdout()
+        std::io::stdout()
             .write_all(CAPABILITIES.as_bytes())
-            .context("cannot print the capabilities");
+            .context("cannot print the capabilities")?;
+        return Ok(ExitCode::SUCCESS);
     }
     let adopted = options.fd.map(adopt_listener);
     logging::init(options.effective_log_level(), options.syslog);
@@ -53,6 +62,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     check_shared_dir(&settings.shared_dir)?;
     options.warn_about_deprecated();
     later::refuse(&options)?;
+    let sandbox = sandbox(settings.sandbox);
+    sandbox.map_or(Ok(()), Sandbox::check)?;
     // The socket's path is looked at before the limit is changed, and made
     // after it: a limit that is too low leaves nothing behind.
     let socket = match &settings.socket {
@@ -73,10 +84,34 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         (None, Some(place)) => place.listen(&remove_on_exit.0)?,
         (None, None) => bail!("no socket to listen on: give --socket-path or --fd"),
     };
+
+    let inside = match sandbox {
+        None => Inside::nothing(&settings.shared_dir)?,
+        Some(sandbox) => match parent::split(sandbox)? {
+            Process::Outside(child) => {
+                // Whoever connects when the process inside is gone is refused.
+                drop(listener);
+                return child.watch(&remove_on_exit.0);
+            }
+            Process::Inside => {
+                remove_on_exit.0.leave();
+                sandbox.enter(&settings.shared_dir)?
+            }
+        },
+    };
     drop_supplementary_groups()?;
     capabilities::reduce(kept)?;
     signals.remove_files_on_signal(remove_on_exit.0.clone())?;
-    serve(listener, &settings, guest_descriptors)
+    serve(listener, inside, &settings, guest_descriptors)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sandbox(choice: cli::Sandbox) -> Option<Sandbox> {
+    match choice {
+        cli::Sandbox::Namespace => Some(Sandbox::Namespace),
+        cli::Sandbox::Chroot => Some(Sandbox::Chroot),
+        cli::Sandbox::None => None,
+    }
 }
 
 fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
@@ -97,12 +132,17 @@ fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
 /// Serves one front end until it disconnects.
 fn serve(
     listener: UnixListener,
+    inside: Inside,
     settings: &Settings,
     guest_descriptors: usize,
 ) -> anyhow::Result<()> {
     sys::ignore_file_size_signal();
-    let shared_dir = &settings.shared_dir;
-    let files = Passthrough::new(shared_dir, settings.config.clone(), guest_descriptors)?;
+    let files = Passthrough::new(
+        &inside.root,
+        inside.proc_self_fd,
+        settings.config.clone(),
+        guest_descriptors,
+    )?;
     let thread_directory = files
         .proc_self_fd()
         .try_clone_to_owned()

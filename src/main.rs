@@ -7,7 +7,7 @@ use virtiofsd::{app, cli};
 fn main() -> ExitCode {
     let options = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match app::run(options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             log::error!(target: "virtiofsd", "{error:#}");
             ExitCode::FAILURE

@@ -104,15 +104,12 @@ fn host(folder: &Path, script: &str) -> String {
 #[test]
 fn output_and_exit_code_come_back_exactly() {
     let share = new_share();
-    fs::write(
-        share.path().join("every-byte"),
-        (0..=u8::MAX).collect::<Vec<_>>(),
-    )
-    .unwrap();
-    let script = "for i in {1..500}; do cat every-byte; done; printf 'no\\0end' >&2; exit 42";
+    let bytes = (0..=u8::MAX).collect::<Vec<_>>().repeat(1000);
+    fs::write(share.path().join("bytes"), &bytes).unwrap();
+    let script = "cat bytes bytes; printf 'no\\0end' >&2; exit 42";
     let output = Guest::new("6.1").run(share.path(), &["bash", "-c", script]);
     assert_eq!(output.status.code(), Some(42));
-    assert_eq!(output.stdout, (0..=u8::MAX).collect::<Vec<_>>().repeat(500));
+    assert!(output.stdout == bytes.repeat(2));
     assert_eq!(output.stderr, b"no\0end");
 }
 
@@ -131,10 +128,9 @@ fn arguments_reach_the_guest_exactly() {
 fn what_never_ends_is_stopped() {
     let share = new_share();
     let output = Guest::new("6.1")
-        .options(&["--timeout", "15"])
-        .run(share.path(), &["bash", "-c", "echo started; sleep 1000"]);
+        .options(&["--timeout", "5"])
+        .run(share.path(), &["sleep", "1000"]);
     assert_eq!(output.status.code(), Some(124));
-    assert_eq!(output.stdout, b"started\n");
 }
 
 #[test]
@@ -251,10 +247,10 @@ fn basic_operations_with_writeback() {
 fn a_tree_survives_being_copied_out_and_in() {
     for kernel in KERNELS {
         let share = new_share();
-        // 4,000 files in 200 directories, of lengths around the page size.
+        // 2,500 files, as many links, in 97 directories; lengths from 1 to 10,007.
         host(
             share.path(),
-            "mkdir in && cd in && head -c 40000000 /dev/urandom | split -a 4 -b 10007 - part- &&
+            "mkdir in && cd in && head -c 25017500 /dev/urandom | split -a 4 -b 10007 - part- &&
              for name in part-*; do
                  dir=${name%?}; mkdir -p $dir/deep; mv $name $dir/deep/;
                  truncate -s -$((RANDOM % 9000)) $dir/deep/$name; ln -s $name $dir/deep/$name.link;
@@ -262,7 +258,7 @@ fn a_tree_survives_being_copied_out_and_in() {
         );
         let seen = Guest::new(kernel).case(share.path(), "copy.sh", &[]);
         let sums = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
-        assert!(seen.lines().count() >= 3_900);
+        assert!(seen.lines().count() >= 2_500);
         assert!(
             seen == host(&share.path().join("in"), sums),
             "read otherwise by the guest"
@@ -283,8 +279,8 @@ fn git_clones_commits_and_pushes() {
              export GIT_AUTHOR_NAME=host GIT_AUTHOR_EMAIL=host@example.org
              export GIT_COMMITTER_NAME=host GIT_COMMITTER_EMAIL=host@example.org\n";
         let make = "git init -q -b main work && cd work
-             for commit in {1..20}; do
-                 for file in {1..300}; do echo \"$commit $((file * RANDOM))\" >>file-$file; done
+             for commit in {1..10}; do
+                 for file in {1..200}; do echo \"$commit $((file * RANDOM))\" >>file-$file; done
                  git add . && git commit -q -m \"commit $commit\"
              done
              cd .. && git clone -q --bare work origin.git && rm -rf work";
@@ -351,33 +347,32 @@ fn what_fio_writes_with_direct_io_it_reads_back() {
 
 #[test]
 fn a_directory_of_100_000_files() {
+    let share = new_share();
+    host(
+        share.path(),
+        "mkdir from-host && cd from-host && seq -f 'file-%.0f' 100000 | xargs touch",
+    );
     for kernel in KERNELS {
-        let share = new_share();
-        host(
-            share.path(),
-            "mkdir from-host && cd from-host && seq -f 'file-%.0f' 100000 | xargs touch",
-        );
-        Guest::new(kernel).case(share.path(), "many.sh", &["100000", "20000"]);
-        let made = host(
-            share.path(),
-            "find from-guest -name 'file-*' -type f | sort -u | wc -l",
-        );
-        assert_eq!(made, "20000\n");
+        Guest::new(kernel).case(share.path(), "many.sh", &["100000", "10000"]);
+        let count = "find from-guest -name 'file-*' -type f | sort -u | wc -l; rm -r from-guest";
+        assert_eq!(host(share.path(), count), "10000\n");
     }
 }
 
 #[test]
 fn the_share_is_the_guests_root() {
     prepare();
+    let cache = std::env::var_os("VIRTIOFSD_TEST_CACHE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/vm"),
+        PathBuf::from,
+    );
+    let share = new_share();
+    host(
+        share.path(),
+        &format!("cp -a '{}' root", cache.join("root/tree").display()),
+    );
+    let root = share.path().join("root");
     for kernel in KERNELS {
-        let share = new_share();
-        let cache = std::env::var_os("VIRTIOFSD_TEST_CACHE").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/vm"),
-            PathBuf::from,
-        );
-        let tree = cache.join("root/tree");
-        host(share.path(), &format!("cp -a '{}' root", tree.display()));
-        let root = share.path().join("root");
         let seen = Guest::new(kernel)
             .options(&["--root-on-share"])
             .case(&root, "root.sh", &[]);
@@ -386,10 +381,11 @@ fn the_share_is_the_guests_root() {
             seen == host(&root.join("usr/bin"), sums),
             "read otherwise by the guest"
         );
-        assert_eq!(
-            fs::read_to_string(root.join("root/kept")).unwrap(),
-            "made by the guest\n"
+        let kept = fs::read_to_string(root.join("root/kept")).unwrap();
+        assert_eq!(kept, "made by the guest\n");
+        host(
+            &root,
+            "cmp bin/true usr/local/bin/copied && rm root/kept usr/local/bin/copied",
         );
-        host(&root, "cmp bin/true usr/local/bin/copied");
     }
 }

@@ -528,7 +528,8 @@ fn memory_is_added_and_removed_while_running() {
 fn memory_that_was_removed_is_let_go() {
     let mut session = Session::new(&[]);
     let mapped = |session: &Session| {
-        let maps = fs::read_to_string(format!("/proc/{}/maps", session.daemon.pid())).unwrap();
+        let maps =
+            fs::read_to_string(format!("/proc/{}/maps", session.daemon.serving_pid())).unwrap();
         maps.lines()
             .filter(|line| line.contains("guest-memory"))
             .count()

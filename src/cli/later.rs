@@ -7,7 +7,7 @@
 use anyhow::bail;
 
 use super::Options;
-use super::options::{FileHandles, Negotiation, Sandbox};
+use super::options::{FileHandles, Negotiation};
 
 /// An option that is not there yet.
 struct Later {
@@ -20,16 +20,6 @@ struct Later {
 }
 
 const TABLE: &[Later] = &[
-    Later {
-        option: "--sandbox=namespace",
-        is_asked: |o| o.sandbox == Sandbox::Namespace,
-        instead: "the default; start with --sandbox=none",
-    },
-    Later {
-        option: "--sandbox=chroot",
-        is_asked: |o| o.sandbox == Sandbox::Chroot,
-        instead: "start with --sandbox=none",
-    },
     Later {
         option: "--uid-map",
         is_asked: |o| !o.uid_map.is_empty(),

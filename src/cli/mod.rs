@@ -44,6 +44,8 @@ pub struct Settings {
     pub thread_pool_size: usize,
     /// `--rlimit-nofile`, if given.
     pub rlimit_nofile: Option<u64>,
+    /// `--sandbox`.
+    pub sandbox: Sandbox,
     /// `--seccomp`.
     pub seccomp: Seccomp,
     /// `--modcaps`.
@@ -121,6 +123,7 @@ impl Options {
             num_request_queues,
             thread_pool_size: self.thread_pool_size,
             rlimit_nofile: self.rlimit_nofile,
+            sandbox: self.sandbox,
             seccomp: self.seccomp,
             modcaps,
             config: self.config(),

@@ -68,22 +68,21 @@ pub struct Passthrough {
 
 impl Passthrough {
     /// Serves the tree below `shared_dir`, holding at most `fd_budget`
-    /// descriptors for the guest.
+    /// descriptors for the guest. `proc_self_fd` is `/proc/self/fd` of this
+    /// process, wherever that may be.
     ///
     /// Sets the umask of the process to 0: the guest's kernel applies the mask
     /// of the process that creates something.
     ///
     /// # Errors
-    /// When the directory or `/proc/self/fd` cannot be opened.
-    pub fn new(shared_dir: &Path, config: Config, fd_budget: usize) -> anyhow::Result<Self> {
+    /// When the directory cannot be opened.
+    pub fn new(
+        shared_dir: &Path,
+        proc_self_fd: OwnedFd,
+        config: Config,
+        fd_budget: usize,
+    ) -> anyhow::Result<Self> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let proc_self_fd = rustix::fs::openat(
-            CWD,
-            c"/proc/self/fd",
-            flags | OFlags::DIRECTORY,
-            Mode::empty(),
-        )
-        .context("cannot open /proc/self/fd; is /proc mounted?")?;
         let root = rustix::fs::openat(CWD, shared_dir, flags | OFlags::DIRECTORY, Mode::empty())
             .with_context(|| {
                 format!("cannot open the shared directory {}", shared_dir.display())

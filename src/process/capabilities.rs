@@ -24,7 +24,7 @@ const USUAL: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
 
-/// What `--modcaps` and the rest of the command line make of [`USUAL`].
+/// What `--modcaps` and the rest of the command line make of the usual set.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
     all: CapabilitySet,
@@ -33,6 +33,13 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// What the process outside of the sandbox needs for the files beside the
+    /// socket, which may be in somebody else's folder.
+    pub const TO_REMOVE_FILES: Self = Self {
+        all: CapabilitySet::DAC_OVERRIDE,
+        asked: CapabilitySet::empty(),
+    };
+
     /// The usual ones, and those in `add`, without those in `remove`; names
     /// are in capitals and without `CAP_`.
     ///

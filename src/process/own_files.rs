@@ -36,6 +36,12 @@ impl OwnFiles {
     pub fn remove_all(&self) {
         self.lock().remove_all();
     }
+
+    /// Leaves the files to another process that has the same list, and closes
+    /// what leads to them.
+    pub fn leave(&self) {
+        self.lock().0.clear();
+    }
 }
 
 /// The locked list.

@@ -63,7 +63,8 @@ fn end(files: &OwnFiles, signal: i32) {
     // The lock is kept until the process is gone: nothing is made any more.
     let mut files = files.lock();
     files.remove_all();
-    if signal == SIGINT {
+    // The first process of a pid namespace cannot end itself like that.
+    if signal == SIGINT && std::process::id() != 1 {
         // Returns only if it failed.
         let _ = emulate_default_handler(signal);
     }

@@ -5,6 +5,7 @@
 pub mod adopt_fd;
 pub mod cpath;
 pub mod locks;
+pub mod process;
 pub mod thread;
 pub mod vectored;
 

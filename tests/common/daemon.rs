@@ -58,13 +58,20 @@ impl Daemon {
         daemon
     }
 
-    /// Starts `binary` with its socket at `socket`, without a sandbox; a system
-    /// call that its filter does not know ends it with SIGSYS.
+    /// Starts `binary` with its socket at `socket`, without a sandbox unless
+    /// `$VIRTIOFSD_TEST_SANDBOX` names one; a system call that its filter does
+    /// not know ends it with SIGSYS.
     pub fn start_on(binary: &Path, socket: &Path, shared: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(binary);
         command.arg("--socket-path").arg(socket);
         command.arg("--shared-dir").arg(shared);
-        command.args(["--sandbox", "none", "--seccomp", "trap"]);
+        let sandbox = env::var("VIRTIOFSD_TEST_SANDBOX");
+        command.args([
+            "--sandbox",
+            sandbox.as_deref().unwrap_or("none"),
+            "--seccomp",
+            "trap",
+        ]);
         command.args(args);
         let mut daemon = Self::spawn(command);
         daemon.socket = socket.into();
@@ -98,6 +105,14 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process that serves: the one in the sandbox, if there is one.
+    pub fn serving_pid(&self) -> u32 {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let child = children.unwrap_or_default();
+        child.trim().parse().unwrap_or(pid)
     }
 
     /// The lines logged so far.
@@ -194,7 +209,7 @@ impl Daemon {
     }
 
     fn proc(&self, name: &str) -> PathBuf {
-        format!("/proc/{}/{name}", self.pid()).into()
+        format!("/proc/{}/{name}", self.serving_pid()).into()
     }
 }
 

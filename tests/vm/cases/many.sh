@@ -9,7 +9,8 @@ set -euo pipefail
 
 batch='"$@" && echo 2 >/proc/sys/vm/drop_caches'
 
-ls -f from-host | grep 'file-' >/tmp/names
+ls -f from-host >/tmp/names
+sed -i '/^\./d' /tmp/names
 [[ $(wc -l </tmp/names) == "$1" ]]
 [[ $(sort -u /tmp/names | wc -l) == "$1" ]]
 

@@ -20,9 +20,9 @@ truncate -s $((writers * rounds * 4096)) regions
 
 write() { # WRITER
     local round
-    head -c 40960 /dev/zero | tr '\0' "$1" >"/tmp/block-$1"
+    head -c 4096 /dev/zero | tr '\0' "$1" >"/tmp/block-$1"
     for ((round = 0; round < rounds; round++)); do
-        head -c 4096 "/tmp/block-$1" >>"own-$1"
+        cat "/tmp/block-$1" >>"own-$1"
         dd if="/tmp/block-$1" of=regions bs=4096 count=1 seek=$((round * writers + $1)) \
             conv=notrunc status=none
         echo "writer $1 round $round" >>lines
@@ -45,14 +45,14 @@ sync
 echo 3 >/proc/sys/vm/drop_caches
 
 for ((writer = 0; writer < writers; writer++)); do
-    cmp "/tmp/block-$writer" "own-$writer"
+    [[ $(stat -c %s "own-$writer") == $((rounds * 4096)) ]]
+    [[ $(tr -d "$writer" <"own-$writer" | wc -c) == 0 ]]
     [[ $(grep -c "^writer $writer round" lines) == "$rounds" ]]
 done
 [[ $(sort -u lines | wc -l) == $((writers * rounds)) ]]
 [[ $(wc -l <lines) == $((writers * rounds)) ]]
 [[ $(find names -type f | wc -l) == $((writers * rounds)) ]]
 for ((round = 0; round < rounds; round++)); do
-    for ((writer = 0; writer < writers; writer++)); do
-        head -c 4096 "/tmp/block-$writer"
-    done
-done | cmp - regions
+    expected+=(/tmp/block-{0..7})
+done
+cat "${expected[@]}" | cmp - regions

@@ -1,0 +1,149 @@
+//! The process that stays outside of the sandbox.
+//!
+//! It is the one that was started: its number is in the pid file, it gets the
+//! signals, and its status is the daemon's. It holds the folder of the socket,
+//! which the process inside must not, and so it removes the files at the end.
+//! If it is killed, the kernel ends the process inside.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, waitpid,
+};
+use signal_hook::low_level::emulate_default_handler;
+
+use super::capabilities::{self, Kept};
+use super::own_files::OwnFiles;
+use super::sandbox::Sandbox;
+use crate::sys::process::{Side, fork_into};
+
+/// Who the calling process is after [`split`].
+#[derive(Debug)]
+pub enum Process {
+    /// The one that was started.
+    Outside(Child),
+    /// The one that is to serve.
+    Inside,
+}
+
+/// The process that is to serve, as the other one sees it.
+#[derive(Debug)]
+pub struct Child(Pid);
+
+/// Makes a second process, which is to enter the sandbox.
+///
+/// # Errors
+/// When there cannot be one; the text says what may help.
+pub fn split(sandbox: Sandbox) -> anyhow::Result<Process> {
+    let (mut ours, theirs) =
+        UnixStream::pair().context("cannot make a pair of sockets for the sandbox")?;
+    let side = fork_into(sandbox.namespaces_at_birth()).context(
+        "cannot make a process in a new pid namespace for the sandbox; container runtimes \
+         usually forbid it: give the container CAP_SYS_ADMIN and a seccomp profile that allows \
+         it, or start with --sandbox=chroot or --sandbox=none",
+    )?;
+    match side {
+        Side::Child => {
+            drop(ours);
+            follow_to_the_end(theirs)?;
+            Ok(Process::Inside)
+        }
+        Side::Parent(pid) => {
+            drop(theirs);
+            // Its end is met in `watch`, whenever it comes.
+            let _ = ours.read_exact(&mut [0]);
+            Ok(Process::Outside(Child(pid)))
+        }
+    }
+}
+
+/// Has the kernel end this process when its parent is gone.
+fn follow_to_the_end(mut parent: UnixStream) -> anyhow::Result<()> {
+    // Whatever may be going on: there is nothing to be tidied up in here.
+    set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context("cannot follow the process outside of the sandbox to its end")?;
+    // It may have ended before that line.
+    parent
+        .write_all(&[0])
+        .context("the process outside of the sandbox is gone")
+}
+
+impl Child {
+    /// Waits for the end of the process inside, passes signals on to it, and
+    /// removes `files`. Signals that end the daemon are held back already.
+    ///
+    /// # Errors
+    /// When this process cannot give up its rights, or wait.
+    pub fn watch(&self, files: &OwnFiles) -> anyhow::Result<ExitCode> {
+        capabilities::reduce(Kept::TO_REMOVE_FILES)?;
+        let signals: SigSet = [
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGCHLD,
+        ]
+        .into_iter()
+        .collect();
+        signals.thread_block().context("cannot hold signals back")?;
+        let mut interrupted = false;
+        let status = loop {
+            if let Some(status) = self.ended()? {
+                break status;
+            }
+            match signals.wait().context("cannot wait for signals")? {
+                Signal::SIGCHLD => {}
+                signal => {
+                    interrupted |= signal == Signal::SIGINT;
+                    files.remove_all();
+                    self.stop()?;
+                }
+            }
+        };
+        files.remove_all();
+        if interrupted {
+            // As if it had not been caught. Returns only if it failed.
+            let _ = signals.thread_unblock();
+            let _ = emulate_default_handler(Signal::SIGINT as i32);
+        }
+        Ok(exit_code(status))
+    }
+
+    fn ended(&self) -> anyhow::Result<Option<WaitStatus>> {
+        loop {
+            match waitpid(Some(self.0), WaitOptions::NOHANG) {
+                Ok(found) => return Ok(found.map(|(_, status)| status)),
+                Err(Errno::INTR) => {}
+                Err(error) => bail!("cannot wait for the process in the sandbox: {error}"),
+            }
+        }
+    }
+
+    /// Which signal it was is no matter inside: each ends the process at once.
+    fn stop(&self) -> anyhow::Result<()> {
+        match kill_process(self.0, rustix::process::Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).context("cannot stop the process in the sandbox"),
+        }
+    }
+}
+
+/// The status of the process inside; that of one that a signal ended is the
+/// signal's number, negated.
+fn exit_code(status: WaitStatus) -> ExitCode {
+    if let Some(code) = status.exit_status() {
+        return ExitCode::from(code.to_le_bytes()[0]);
+    }
+    let signal = status.terminating_signal().unwrap_or_default();
+    let why = if signal == libc::SIGSYS {
+        ": it made a system call that --seccomp forbids, which is a fault worth reporting"
+    } else {
+        ""
+    };
+    log::error!(target: "virtiofsd", "the process in the sandbox was ended by signal {signal}{why}");
+    ExitCode::from(signal.wrapping_neg().to_le_bytes()[0])
+}
