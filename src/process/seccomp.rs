@@ -52,6 +52,13 @@ mod filter {
 
     use super::Action;
 
+    /// The same on all machines; not every C library has a name for it.
+    const FCHMODAT2: c_long = 452;
+
+    /// `renameat`, likewise.
+    #[cfg(target_arch = "aarch64")]
+    const RENAMEAT: c_long = 38;
+
     /// Calls that are allowed whatever their arguments.
     const ALLOWED: &[c_long] = &[
         // Memory.
@@ -132,7 +139,7 @@ mod filter {
         libc::SYS_fallocate,
         libc::SYS_fchmod,
         libc::SYS_fchmodat,
-        libc::SYS_fchmodat2,
+        FCHMODAT2,
         libc::SYS_fchown,
         libc::SYS_fchownat,
         libc::SYS_flock,
@@ -150,7 +157,6 @@ mod filter {
         libc::SYS_renameat2,
         libc::SYS_statx,
         libc::SYS_symlinkat,
-        libc::SYS_sync_file_range,
         libc::SYS_syncfs,
         libc::SYS_unlinkat,
         libc::SYS_utimensat,
@@ -180,7 +186,7 @@ mod filter {
         libc::SYS_time,
     ];
     #[cfg(target_arch = "aarch64")]
-    const OF_THIS_MACHINE: &[c_long] = &[libc::SYS_renameat];
+    const OF_THIS_MACHINE: &[c_long] = &[RENAMEAT];
     #[cfg(target_arch = "riscv64")]
     const OF_THIS_MACHINE: &[c_long] = &[];
 
