@@ -183,6 +183,21 @@ fn works_without_protocol_features() {
 }
 
 #[test]
+fn takes_a_channel_for_requests_of_its_own_as_qemu_sends_it() {
+    let config = Config {
+        protocol: Protocol::all(),
+        ..Config::default()
+    };
+    let mut session = Session::with_config(&[], &config);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    session.vmm.vhost.set_backend_request_fd(&theirs).unwrap();
+    exercise(&mut session.client, "file");
+    drop((ours, theirs));
+    exercise(&mut session.client, "again");
+    session.finish();
+}
+
+#[test]
 fn buffers_may_be_cut_at_any_byte() {
     let mut session = Session::new(&[]);
     session.put("f", pattern(800));

@@ -245,6 +245,8 @@ mod filter {
         bits(libc::SYS_prlimit64, 2, u64::MAX, 0),
         // Sockets that are connected already: no address is given.
         bits(libc::SYS_sendto, 4, u64::MAX, 0),
+        // What kind of socket the front end sent.
+        bits(libc::SYS_getsockopt, 1, INT, libc::SOL_SOCKET as u64),
         // Is this a terminal; wait or do not wait; keep from other programs.
         bits(libc::SYS_ioctl, 1, INT, TCGETS),
         bits(libc::SYS_ioctl, 1, INT, FIONBIO),
