@@ -26,18 +26,12 @@ pub(super) type Vring = VringMutex<GuestMemoryAtomic<GuestMemory>>;
 /// Chains that are taken at once.
 const BATCH: u16 = 64;
 
-/// Bytes that replies and requests of a batch may have moved before what is
-/// finished is handed to the guest: a copy of that size takes longer than the
-/// notification that it would save.
-const BYTES_BEFORE_HANDING_BACK: usize = 64 << 10;
-
 /// Buffers of one serving thread.
 #[derive(Default)]
 pub(super) struct Workspace {
     spans: Spans,
     scratch: Scratch,
     heads: Vec<u16>,
-    done: Vec<Used>,
 }
 
 /// One queue of the device.
@@ -171,8 +165,8 @@ impl Queue {
         let layout = layout(&vring.get_ref());
         let outcome = Ring::new(memory, &layout).and_then(|ring| {
             let (request, reply) = ring.gather(head, spans)?;
-            let len = server.handle(scratch, request, reply, || ());
-            hand_back(vring, &ring, &[Used { head, len }]);
+            let len = server.handle(scratch, request, reply);
+            hand_back(vring, &ring, Used { head, len });
             Ok(())
         });
         if let Err(why) = outcome {
@@ -249,32 +243,18 @@ impl Queue {
             spans,
             scratch,
             heads,
-            done,
         } = workspace;
         let mut served = 0;
         let outcome = Ring::new(memory, &taken.layout).and_then(|ring| {
-            let mut moved = 0;
             for head in heads.iter().copied() {
                 if self.stopping.load(Ordering::Acquire) {
                     break;
                 }
-                let gathered = ring.gather(head, spans);
-                let Ok((request, reply)) = gathered else {
-                    flush(vring, &ring, done);
-                    return gathered.map(drop);
-                };
-                moved += request.len();
-                // What is finished must not wait for the host's disk.
-                let len = server.handle(scratch, request, reply, || flush(vring, &ring, done));
-                moved += len as usize;
-                done.push(Used { head, len });
+                let (request, reply) = ring.gather(head, spans)?;
+                let len = server.handle(scratch, request, reply);
+                hand_back(vring, &ring, Used { head, len });
                 served += 1;
-                if moved >= BYTES_BEFORE_HANDING_BACK {
-                    flush(vring, &ring, done);
-                    moved = 0;
-                }
             }
-            flush(vring, &ring, done);
             Ok(())
         });
         if let Err(why) = outcome {
@@ -284,16 +264,13 @@ impl Queue {
     }
 }
 
-/// Hands back what is in `done`, if anything.
-fn flush(vring: &Vring, ring: &Ring<'_>, done: &mut Vec<Used>) {
-    if !done.is_empty() {
-        hand_back(vring, ring, done);
-        done.clear();
-    }
-}
-
-/// Publishes finished requests and notifies the guest if it wants that.
-fn hand_back(vring: &Vring, ring: &Ring<'_>, done: &[Used]) {
+/// Hands a finished request back and notifies the guest if it waits for that.
+///
+/// Each is handed back at once: a guest that is awake goes on while the rest of
+/// the batch is served and asks for no notification, and one that sleeps is woken
+/// by the first. With whole batches the two sides take turns, which measured half
+/// the throughput of 4 KiB reads at depth 16 (groups of 4 and 8: no gain).
+fn hand_back(vring: &Vring, ring: &Ring<'_>, done: Used) {
     let mut state = vring.get_mut();
     let queue = state.get_queue_mut();
     let old = ring.used_index();

@@ -23,21 +23,12 @@ pub enum Answer {
     Never,
 }
 
-/// How long a request may keep its thread.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Pace {
-    /// Usually answered from the host's caches.
-    Quick,
-    /// May wait for the host's disk: what is finished is handed to the guest first.
-    Slow,
-}
-
 /// Builds [`Opcode`] and its properties from the table below.
 ///
-/// A line `1 Lookup Names, Bytes(128), Quick;` becomes the variant `Opcode::Lookup = 1`
-/// and one arm in each of `from_wire`, `body`, `answer` and `pace`.
+/// A line `1 Lookup Names, Bytes(128);` becomes the variant `Opcode::Lookup = 1`
+/// and one arm in each of `from_wire`, `body` and `answer`.
 macro_rules! operations {
-    ($($number:literal $name:ident $body:expr, $answer:expr, $pace:ident;)*) => {
+    ($($number:literal $name:ident $body:expr, $answer:expr;)*) => {
         /// An operation of the protocol (`fuse_opcode`).
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         #[allow(missing_docs)]
@@ -61,11 +52,6 @@ macro_rules! operations {
             pub fn answer(self) -> Answer {
                 match self { $(Self::$name => $answer,)* }
             }
-
-            /// How long the request may keep its thread.
-            pub fn pace(self) -> Pace {
-                match self { $(Self::$name => Pace::$pace,)* }
-            }
         }
     };
 }
@@ -74,45 +60,45 @@ use Answer::{Any, Bytes, Never};
 use Body::{Fixed, Names, Payload};
 
 operations! {
-    1  Lookup        Names,       Bytes(128), Quick;
-    2  Forget        Fixed,       Never,      Quick;
-    3  Getattr       Fixed,       Bytes(104), Quick;
-    4  Setattr       Fixed,       Bytes(104), Quick;
-    5  Readlink      Fixed,       Any,        Quick;
-    6  Symlink       Names,       Bytes(128), Quick;
-    8  Mknod         Names,       Bytes(128), Quick;
-    9  Mkdir         Names,       Bytes(128), Quick;
-    10 Unlink        Names,       Bytes(0),   Quick;
-    11 Rmdir         Names,       Bytes(0),   Quick;
-    12 Rename        Names,       Bytes(0),   Quick;
-    13 Link          Names,       Bytes(128), Quick;
-    14 Open          Fixed,       Bytes(16),  Quick;
-    15 Read          Fixed,       Any,        Quick;
-    16 Write         Payload(40), Bytes(8),   Quick;
-    17 Statfs        Fixed,       Bytes(80),  Quick;
-    18 Release       Fixed,       Bytes(0),   Quick;
-    20 Fsync         Fixed,       Bytes(0),   Slow;
-    21 Setxattr      Names,       Bytes(0),   Quick;
-    22 Getxattr      Names,       Any,        Quick;
-    23 Listxattr     Fixed,       Any,        Quick;
-    24 Removexattr   Names,       Bytes(0),   Quick;
-    25 Flush         Fixed,       Bytes(0),   Quick;
-    26 Init          Fixed,       Bytes(64),  Quick;
-    27 Opendir       Fixed,       Bytes(16),  Quick;
-    28 Readdir       Fixed,       Any,        Quick;
-    29 Releasedir    Fixed,       Bytes(0),   Quick;
-    30 Fsyncdir      Fixed,       Bytes(0),   Slow;
-    34 Access        Fixed,       Bytes(0),   Quick;
-    35 Create        Names,       Bytes(144), Quick;
-    36 Interrupt     Fixed,       Never,      Quick;
-    38 Destroy       Fixed,       Bytes(0),   Slow;
-    42 BatchForget   Payload(8),  Never,      Quick;
-    43 Fallocate     Fixed,       Bytes(0),   Slow;
-    44 Readdirplus   Fixed,       Any,        Quick;
-    45 Rename2       Names,       Bytes(0),   Quick;
-    46 Lseek         Fixed,       Bytes(8),   Quick;
-    47 CopyFileRange Fixed,       Bytes(8),   Slow;
-    50 Syncfs        Fixed,       Bytes(0),   Slow;
+    1  Lookup        Names,       Bytes(128);
+    2  Forget        Fixed,       Never;
+    3  Getattr       Fixed,       Bytes(104);
+    4  Setattr       Fixed,       Bytes(104);
+    5  Readlink      Fixed,       Any;
+    6  Symlink       Names,       Bytes(128);
+    8  Mknod         Names,       Bytes(128);
+    9  Mkdir         Names,       Bytes(128);
+    10 Unlink        Names,       Bytes(0);
+    11 Rmdir         Names,       Bytes(0);
+    12 Rename        Names,       Bytes(0);
+    13 Link          Names,       Bytes(128);
+    14 Open          Fixed,       Bytes(16);
+    15 Read          Fixed,       Any;
+    16 Write         Payload(40), Bytes(8);
+    17 Statfs        Fixed,       Bytes(80);
+    18 Release       Fixed,       Bytes(0);
+    20 Fsync         Fixed,       Bytes(0);
+    21 Setxattr      Names,       Bytes(0);
+    22 Getxattr      Names,       Any;
+    23 Listxattr     Fixed,       Any;
+    24 Removexattr   Names,       Bytes(0);
+    25 Flush         Fixed,       Bytes(0);
+    26 Init          Fixed,       Bytes(64);
+    27 Opendir       Fixed,       Bytes(16);
+    28 Readdir       Fixed,       Any;
+    29 Releasedir    Fixed,       Bytes(0);
+    30 Fsyncdir      Fixed,       Bytes(0);
+    34 Access        Fixed,       Bytes(0);
+    35 Create        Names,       Bytes(144);
+    36 Interrupt     Fixed,       Never;
+    38 Destroy       Fixed,       Bytes(0);
+    42 BatchForget   Payload(8),  Never;
+    43 Fallocate     Fixed,       Bytes(0);
+    44 Readdirplus   Fixed,       Any;
+    45 Rename2       Names,       Bytes(0);
+    46 Lseek         Fixed,       Bytes(8);
+    47 CopyFileRange Fixed,       Bytes(8);
+    50 Syncfs        Fixed,       Bytes(0);
 }
 
 #[cfg(test)]

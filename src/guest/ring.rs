@@ -287,21 +287,17 @@ impl<'m> Ring<'m> {
         u16::from_le(self.used_field(2).load(Ordering::Relaxed))
     }
 
-    /// Hands finished requests back: all entries, then the index, once. Gives
-    /// the next used index.
-    pub fn publish(&self, next_used: u16, done: &[Used]) -> u16 {
-        let mut next = next_used;
-        for used in done {
-            let at = self
-                .used
-                .wrapping_add(4 + USED_ELEMENT_BYTES * usize::from(next % self.size));
-            let element = [u32::from(used.head).to_le(), used.len.to_le()];
-            // SAFETY: the slot lies in the used ring, which is mapped and
-            // 4-aligned; the guest reads it only once the index passed it.
-            unsafe { at.cast::<[u32; 2]>().write(element) };
-            self.memory.mark_dirty(at, USED_ELEMENT_BYTES);
-            next = next.wrapping_add(1);
-        }
+    /// Hands a finished request back: the entry, then the index. Gives the next
+    /// used index.
+    pub fn publish(&self, next_used: u16, done: Used) -> u16 {
+        let slot = usize::from(next_used % self.size);
+        let at = self.used.wrapping_add(4 + USED_ELEMENT_BYTES * slot);
+        let element = [u32::from(done.head).to_le(), done.len.to_le()];
+        // SAFETY: the slot lies in the used ring, which is mapped and
+        // 4-aligned; the guest reads it only once the index passed it.
+        unsafe { at.cast::<[u32; 2]>().write(element) };
+        self.memory.mark_dirty(at, USED_ELEMENT_BYTES);
+        let next = next_used.wrapping_add(1);
         self.used_field(2).store(next.to_le(), Ordering::Release);
         self.memory.mark_dirty(self.used.wrapping_add(2), 2);
         next
@@ -535,14 +531,14 @@ mod tests {
         }
         assert_eq!(guest.ring().take(u16::MAX - 1, 64, &mut heads), Ok(1));
         assert_eq!(heads, [6, 7, 0]);
-        let done = heads
-            .iter()
-            .map(|head| Used {
+        let next = heads.iter().fold(u16::MAX - 1, |next, head| {
+            let done = Used {
                 head: *head,
                 len: 5,
-            })
-            .collect::<Vec<_>>();
-        assert_eq!(guest.ring().publish(u16::MAX - 1, &done), 1);
+            };
+            guest.ring().publish(next, done)
+        });
+        assert_eq!(next, 1);
         assert_eq!(guest.get(0x3002), 1);
         assert_eq!(
             (guest.get(0x3004 + 8 * 6), guest.get(0x3004 + 8 * 6 + 4)),

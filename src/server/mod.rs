@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::fs::FileSystem;
 use crate::fuse::abi::{InHeader, OutHeader};
 use crate::fuse::decode::decode;
-use crate::fuse::opcode::{Answer, Body, Opcode, Pace};
+use crate::fuse::opcode::{Answer, Body, Opcode};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
 
@@ -61,15 +61,11 @@ impl<F: FileSystem> Server<F> {
     }
 
     /// Serves one request; gives the bytes written into its reply buffers.
-    ///
-    /// `before_slow` is called once before an operation that may wait for the
-    /// host's disk.
     pub fn handle(
         &self,
         scratch: &mut Scratch,
         mut request: Readable<'_>,
         mut reply: Writable<'_>,
-        before_slow: impl FnOnce(),
     ) -> u32 {
         let mut bytes = [0; size_of::<InHeader>()];
         if request.copy_out(&mut bytes) < bytes.len() {
@@ -95,12 +91,7 @@ impl<F: FileSystem> Server<F> {
         let result = match (opcode, answer) {
             (None, _) => Err(Errno::NOSYS),
             (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL),
-            (Some(opcode), _) => {
-                if opcode.pace() == Pace::Slow {
-                    before_slow();
-                }
-                self.serve(scratch, opcode, &header, &mut request, &mut reply)
-            }
+            (Some(opcode), _) => self.serve(scratch, opcode, &header, &mut request, &mut reply),
         };
         let Some(front) = front else { return 0 };
         let (len, error) = match result {
