@@ -273,6 +273,8 @@ impl Queue {
 fn hand_back(vring: &Vring, ring: &Ring<'_>, done: Used) {
     let mut state = vring.get_mut();
     let queue = state.get_queue_mut();
+    // Not the queue's own copy: the library may set that behind our back when
+    // the front end sends the addresses of a running ring again.
     let old = ring.used_index();
     let new = ring.publish(old, done);
     queue.set_next_used(new);
