@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use rustix::io::Errno;
 
 use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
-use crate::device::{self, DeviceOptions};
+use crate::device::{self, Access, DeviceOptions};
 use crate::logging;
 use crate::passthrough::Passthrough;
 use crate::process::capabilities::{self, Kept};
@@ -151,6 +151,11 @@ fn serve(
         tag: settings.tag.as_ref().map(Tag::padded),
         request_queues: settings.num_request_queues,
         pool_threads: settings.thread_pool_size,
+        access: if settings.readonly {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        },
     };
     filter_system_calls(settings.seccomp)?;
     device::serve(listener, files, &options, thread_directory)

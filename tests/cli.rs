@@ -532,7 +532,6 @@ fn an_option_that_is_still_to_come_is_refused() {
         (&["--xattrmap=:map::user.x.:"], "--xattrmap"),
         (&["--killpriv-v2"], "--killpriv-v2"),
         (&["--no-killpriv-v2", "--killpriv-v2"], "--killpriv-v2"),
-        (&["--readonly"], "--readonly"),
         (
             &["--inode-file-handles=mandatory"],
             "--inode-file-handles=mandatory",
@@ -555,9 +554,9 @@ fn an_option_that_is_still_to_come_is_refused() {
 #[test]
 fn all_that_is_still_to_come_is_named_in_one_line() {
     let place = Place::new();
-    let refusal = place.refused(&["--posix-acl", "--readonly"]);
+    let refusal = place.refused(&["--posix-acl", "--migration-confirm-paths"]);
     refusal.is_failure("--posix-acl (");
-    refusal.is_failure("--readonly (");
+    refusal.is_failure("--migration-confirm-paths (");
 }
 
 #[test]

@@ -345,6 +345,116 @@ fn attribute_names_are_bytes() {
     session.finish();
 }
 
+// ---- a share that is only read
+
+/// Names, content, modes and times of modification of all below a folder.
+fn state(folder: &std::path::Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let stat = fs::symlink_metadata(&path).unwrap();
+        let content = if stat.is_file() {
+            fs::read(&path).unwrap()
+        } else {
+            Vec::new()
+        };
+        lines.push(format!(
+            "{path:?} {:o} {} {:?} {content:?}",
+            stat.mode(),
+            stat.nlink(),
+            stat.modified().unwrap()
+        ));
+    }
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_share_that_is_only_read_answers_erofs_to_every_change() {
+    let mut session = Session::new(&["--readonly", "--xattr", "--writeback"]);
+    session.put("file", "content");
+    session.put("other", "");
+    fs::create_dir(session.path("folder")).unwrap();
+    std::os::unix::fs::symlink("file", session.path("link")).unwrap();
+    let before = state(&session.path(""));
+    let refused = Some(libc::EROFS);
+
+    let c = &mut session.client;
+    let file = c.walk("file").unwrap().nodeid;
+    let other = c.walk("other").unwrap().nodeid;
+    let open = c.open(file, libc::O_RDONLY).unwrap();
+    let (fh, name) = (open.fh, "file");
+    let times = SetAttr {
+        mtime: Some((1, 0)),
+        ..SetAttr::default()
+    };
+    for changed in [
+        c.setattr(file, &times).err(),
+        c.setattr(file, &SetAttr::default()).err(),
+        c.symlink(ROOT, "new", "file").err(),
+        c.mknod(ROOT, "new", libc::S_IFREG | 0o600, 0, 0).err(),
+        c.mkdir(ROOT, "new", 0o755, 0).err(),
+        c.mkdir(ROOT, "folder", 0o755, 0).err(),
+        c.unlink(ROOT, name).err(),
+        c.unlink(ROOT, "nothing").err(),
+        c.rmdir(ROOT, "folder").err(),
+        c.rename((ROOT, name), (ROOT, "new")).err(),
+        c.rename2((ROOT, name), (ROOT, "other"), libc::RENAME_EXCHANGE)
+            .err(),
+        c.link(file, ROOT, "new").err(),
+        c.write(file, fh, 0, b"x").err(),
+        c.write_cached(file, fh, 0, b"x").err(),
+        c.write(file, 12345, 0, b"x").err(),
+        c.fallocate(file, fh, 0, 10, 0).err(),
+        c.copy_file_range((file, fh, 0), (other, fh, 0), 3, 0).err(),
+        c.setxattr(file, "user.x", b"1", 0, false).err(),
+        c.removexattr(file, "user.x").err(),
+        c.open(file, libc::O_WRONLY).err(),
+        c.open(file, libc::O_RDWR | libc::O_TRUNC).err(),
+        c.open(12345, libc::O_RDWR).err(),
+        c.create(ROOT, "new", libc::O_RDONLY, 0o600).err(),
+        c.create(ROOT, "new", libc::O_RDWR, 0o600).err(),
+        c.create(ROOT, name, libc::O_RDWR, 0o600).err(),
+        c.create(ROOT, name, libc::O_RDONLY | libc::O_EXCL, 0o600)
+            .err(),
+        c.access(file, 2).err(),
+        c.access(file, 7).err(),
+    ] {
+        assert_eq!(changed, refused);
+    }
+    let cutting = c.open(file, libc::O_RDONLY | libc::O_TRUNC);
+    assert_eq!(cutting.err(), Some(libc::EINVAL));
+    assert_eq!(state(&session.path("")), before);
+    session.finish();
+}
+
+#[test]
+fn a_share_that_is_only_read_is_read_as_ever() {
+    let mut session = Session::new(&["--readonly", "--xattr"]);
+    session.put("file", "content");
+    std::os::unix::fs::symlink("file", session.path("link")).unwrap();
+    let c = &mut session.client;
+    let file = c.walk("file").unwrap().nodeid;
+    let link = c.walk("link").unwrap().nodeid;
+    assert_eq!(c.readlink(link).unwrap(), b"file");
+    c.access(file, 4).unwrap();
+    c.statfs(ROOT).unwrap();
+    let (entry, open) = c.create(ROOT, "file", libc::O_RDONLY, 0o600).unwrap();
+    assert_eq!(entry.nodeid, file);
+    assert_eq!(c.read(file, open.fh, 0, 100).unwrap(), b"content");
+    c.fsync(file, open.fh, 0).unwrap();
+    c.flush(file, open.fh).unwrap();
+    c.release(file, open.fh).unwrap();
+    assert_eq!(c.listxattr_size(file).unwrap(), 0);
+    let folder = c.opendir(ROOT).unwrap();
+    assert!(!c.readdirplus(ROOT, folder.fh, 0, 4096).unwrap().is_empty());
+    c.syncfs(ROOT).unwrap();
+    // An open that fails leaves no look-up behind.
+    let failed = c.create(ROOT, "link", libc::O_RDONLY, 0o600);
+    assert_eq!(failed.err(), Some(libc::ELOOP));
+    session.finish();
+}
+
 // ---- limits
 
 #[test]

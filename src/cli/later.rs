@@ -61,11 +61,6 @@ const TABLE: &[Later] = &[
         instead: "leave it out: the guest drops the bits itself",
     },
     Later {
-        option: "--readonly",
-        is_asked: |o| o.readonly,
-        instead: "share a read-only bind mount",
-    },
-    Later {
         option: "--inode-file-handles=mandatory",
         is_asked: |o| o.inode_file_handles == FileHandles::Mandatory,
         instead: "use prefer, with which descriptors are held",

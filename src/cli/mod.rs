@@ -44,6 +44,8 @@ pub struct Settings {
     pub thread_pool_size: usize,
     /// `--rlimit-nofile`, if given.
     pub rlimit_nofile: Option<u64>,
+    /// Whether the guest may change nothing.
+    pub readonly: bool,
     /// `--sandbox`.
     pub sandbox: Sandbox,
     /// `--seccomp`.
@@ -123,6 +125,7 @@ impl Options {
             num_request_queues,
             thread_pool_size: self.thread_pool_size,
             rlimit_nofile: self.rlimit_nofile,
+            readonly: self.readonly,
             sandbox: self.sandbox,
             seccomp: self.seccomp,
             modcaps,

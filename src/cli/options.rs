@@ -33,10 +33,7 @@ Examples:
     virtiofsd --shared-dir /srv/data --socket-path /run/data.sock \\
       --cache=always --writeback
 
-The environment variable RUST_LOG replaces --log-level on standard error.
-
-This version has neither sandbox nor filter of system calls yet, and says so:
-add --sandbox=none --seccomp=none to the commands above.";
+The environment variable RUST_LOG replaces --log-level on standard error.";
 
 /// Share a directory of this host with a virtual machine over virtio-fs.
 ///

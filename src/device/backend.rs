@@ -31,7 +31,7 @@ use super::queue::{Queue, Vring, Workspace};
 use super::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
 use crate::fs::FileSystem;
 use crate::guest::GuestMemory;
-use crate::server::Server;
+use crate::server::{Access, Server};
 use crate::sys;
 
 /// How the device is set up.
@@ -44,6 +44,8 @@ pub struct DeviceOptions {
     pub request_queues: usize,
     /// Threads that serve requests out of order; 0 for the queues' own threads.
     pub pool_threads: usize,
+    /// Whether the guest may change the tree.
+    pub access: Access,
 }
 
 /// A virtio-fs device over a file system.

@@ -31,7 +31,7 @@ pub fn serve(
     thread_directory: OwnedFd,
 ) -> anyhow::Result<()> {
     let memory = GuestMemoryAtomic::new(GuestMemory::new());
-    let server = Server::new(file_system);
+    let server = Server::new(file_system, options.access);
     let device = Arc::new(Device::new(
         server,
         options,

@@ -8,6 +8,7 @@ mod config_space;
 mod daemon;
 mod queue;
 
+pub use crate::server::Access;
 pub use backend::{Device, DeviceOptions};
 pub use config_space::TAG_BYTES;
 pub use daemon::serve;

@@ -23,12 +23,25 @@ pub enum Answer {
     Never,
 }
 
+/// What a request does to the shared tree, which decides whether it is carried
+/// out where the tree is read-only. Access times and locks do not count.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// Nothing, whatever the arguments.
+    Reads,
+    /// It changes the tree if it succeeds.
+    Changes,
+    /// The arguments say which; `server::read_only` knows how.
+    ByArguments,
+}
+
 /// Builds [`Opcode`] and its properties from the table below.
 ///
-/// A line `1 Lookup Names, Bytes(128);` becomes the variant `Opcode::Lookup = 1`
-/// and one arm in each of `from_wire`, `body` and `answer`.
+/// A line `1 Lookup Names, Bytes(128), Reads;` becomes the variant
+/// `Opcode::Lookup = 1` and one arm in each of `from_wire`, `body`, `answer` and
+/// `effect`.
 macro_rules! operations {
-    ($($number:literal $name:ident $body:expr, $answer:expr;)*) => {
+    ($($number:literal $name:ident $body:expr, $answer:expr, $effect:expr;)*) => {
         /// An operation of the protocol (`fuse_opcode`).
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         #[allow(missing_docs)]
@@ -52,53 +65,59 @@ macro_rules! operations {
             pub fn answer(self) -> Answer {
                 match self { $(Self::$name => $answer,)* }
             }
+
+            /// What the request does to the shared tree.
+            pub fn effect(self) -> Effect {
+                match self { $(Self::$name => $effect,)* }
+            }
         }
     };
 }
 
 use Answer::{Any, Bytes, Never};
 use Body::{Fixed, Names, Payload};
+use Effect::{ByArguments, Changes, Reads};
 
 operations! {
-    1  Lookup        Names,       Bytes(128);
-    2  Forget        Fixed,       Never;
-    3  Getattr       Fixed,       Bytes(104);
-    4  Setattr       Fixed,       Bytes(104);
-    5  Readlink      Fixed,       Any;
-    6  Symlink       Names,       Bytes(128);
-    8  Mknod         Names,       Bytes(128);
-    9  Mkdir         Names,       Bytes(128);
-    10 Unlink        Names,       Bytes(0);
-    11 Rmdir         Names,       Bytes(0);
-    12 Rename        Names,       Bytes(0);
-    13 Link          Names,       Bytes(128);
-    14 Open          Fixed,       Bytes(16);
-    15 Read          Fixed,       Any;
-    16 Write         Payload(40), Bytes(8);
-    17 Statfs        Fixed,       Bytes(80);
-    18 Release       Fixed,       Bytes(0);
-    20 Fsync         Fixed,       Bytes(0);
-    21 Setxattr      Names,       Bytes(0);
-    22 Getxattr      Names,       Any;
-    23 Listxattr     Fixed,       Any;
-    24 Removexattr   Names,       Bytes(0);
-    25 Flush         Fixed,       Bytes(0);
-    26 Init          Fixed,       Bytes(64);
-    27 Opendir       Fixed,       Bytes(16);
-    28 Readdir       Fixed,       Any;
-    29 Releasedir    Fixed,       Bytes(0);
-    30 Fsyncdir      Fixed,       Bytes(0);
-    34 Access        Fixed,       Bytes(0);
-    35 Create        Names,       Bytes(144);
-    36 Interrupt     Fixed,       Never;
-    38 Destroy       Fixed,       Bytes(0);
-    42 BatchForget   Payload(8),  Never;
-    43 Fallocate     Fixed,       Bytes(0);
-    44 Readdirplus   Fixed,       Any;
-    45 Rename2       Names,       Bytes(0);
-    46 Lseek         Fixed,       Bytes(8);
-    47 CopyFileRange Fixed,       Bytes(8);
-    50 Syncfs        Fixed,       Bytes(0);
+    1  Lookup        Names,       Bytes(128), Reads;
+    2  Forget        Fixed,       Never,      Reads;
+    3  Getattr       Fixed,       Bytes(104), Reads;
+    4  Setattr       Fixed,       Bytes(104), Changes;
+    5  Readlink      Fixed,       Any,        Reads;
+    6  Symlink       Names,       Bytes(128), Changes;
+    8  Mknod         Names,       Bytes(128), Changes;
+    9  Mkdir         Names,       Bytes(128), Changes;
+    10 Unlink        Names,       Bytes(0),   Changes;
+    11 Rmdir         Names,       Bytes(0),   Changes;
+    12 Rename        Names,       Bytes(0),   Changes;
+    13 Link          Names,       Bytes(128), Changes;
+    14 Open          Fixed,       Bytes(16),  ByArguments;
+    15 Read          Fixed,       Any,        Reads;
+    16 Write         Payload(40), Bytes(8),   Changes;
+    17 Statfs        Fixed,       Bytes(80),  Reads;
+    18 Release       Fixed,       Bytes(0),   Reads;
+    20 Fsync         Fixed,       Bytes(0),   Reads;
+    21 Setxattr      Names,       Bytes(0),   Changes;
+    22 Getxattr      Names,       Any,        Reads;
+    23 Listxattr     Fixed,       Any,        Reads;
+    24 Removexattr   Names,       Bytes(0),   Changes;
+    25 Flush         Fixed,       Bytes(0),   Reads;
+    26 Init          Fixed,       Bytes(64),  Reads;
+    27 Opendir       Fixed,       Bytes(16),  Reads;
+    28 Readdir       Fixed,       Any,        Reads;
+    29 Releasedir    Fixed,       Bytes(0),   Reads;
+    30 Fsyncdir      Fixed,       Bytes(0),   Reads;
+    34 Access        Fixed,       Bytes(0),   ByArguments;
+    35 Create        Names,       Bytes(144), ByArguments;
+    36 Interrupt     Fixed,       Never,      Reads;
+    38 Destroy       Fixed,       Bytes(0),   Reads;
+    42 BatchForget   Payload(8),  Never,      Reads;
+    43 Fallocate     Fixed,       Bytes(0),   Changes;
+    44 Readdirplus   Fixed,       Any,        Reads;
+    45 Rename2       Names,       Bytes(0),   Changes;
+    46 Lseek         Fixed,       Bytes(8),   Reads;
+    47 CopyFileRange Fixed,       Bytes(8),   Changes;
+    50 Syncfs        Fixed,       Bytes(0),   Reads;
 }
 
 #[cfg(test)]

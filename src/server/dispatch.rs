@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Server;
+use super::{Access, Server};
 use crate::fs::{Entry, FileSystem};
 use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, LseekOut, WriteOut};
 use crate::fuse::dirent::DirPacker;
@@ -58,7 +58,10 @@ impl<F: FileSystem> Server<F> {
             Op::Open { flags } => put(reply, &fs.open(node, flags)?.to_wire()),
             Op::Opendir { flags } => put(reply, &fs.opendir(node, flags)?.to_wire()),
             Op::Create(args) => {
-                let (entry, opened) = fs.create(who, node, &args)?;
+                let (entry, opened) = match self.access {
+                    Access::ReadWrite => fs.create(who, node, &args)?,
+                    Access::ReadOnly => self.open_existing(node, &args)?,
+                };
                 put_entry(reply, &entry)?;
                 put(reply, &opened.to_wire())
             }

@@ -6,6 +6,7 @@
 //! of them ends the serving of later requests.
 
 mod dispatch;
+mod read_only;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,7 @@ use crate::fuse::decode::decode;
 use crate::fuse::opcode::{Answer, Body, Opcode};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
+pub use read_only::Access;
 
 /// Bytes of the longest fixed struct, rounded up.
 const MAX_FIXED_BODY: usize = 128;
@@ -40,15 +42,17 @@ pub struct Scratch {
 #[derive(Debug)]
 pub struct Server<F> {
     fs: F,
+    access: Access,
     /// Whether INIT was answered and DESTROY was not.
     in_session: AtomicBool,
 }
 
 impl<F: FileSystem> Server<F> {
     /// A server without a session: the first request has to be INIT.
-    pub fn new(fs: F) -> Self {
+    pub fn new(fs: F, access: Access) -> Self {
         Self {
             fs,
+            access,
             in_session: AtomicBool::new(false),
         }
     }
@@ -141,6 +145,9 @@ impl<F: FileSystem> Server<F> {
         let op = decode(opcode, header, body)?;
         if !self.in_session.load(Ordering::Acquire) && opcode != Opcode::Init {
             return Err(Errno::IO);
+        }
+        if self.access == Access::ReadOnly {
+            read_only::check(opcode, &op)?;
         }
         self.dispatch(header, op, packed, request, reply)
     }

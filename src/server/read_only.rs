@@ -1,0 +1,140 @@
+//! The gate of a tree that is served read-only.
+//!
+//! It looks at decoded requests and knows no file: whatever would change the
+//! tree is refused before the file system hears of it. What an operation does is
+//! in the table of operations; only those whose arguments decide have a line
+//! here, and one that is forgotten here is refused.
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::Server;
+use crate::fs::{Entry, FileSystem, Opened, Result};
+use crate::fuse::op::{CreateArgs, Op};
+use crate::fuse::opcode::{Effect, Opcode};
+use crate::id::NodeId;
+
+/// The bit of the mask of `access(2)` that asks for writing.
+const MAY_WRITE: u32 = 2;
+
+/// Whether the guest may change the tree.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Access {
+    /// It may.
+    #[default]
+    ReadWrite,
+    /// It may not.
+    ReadOnly,
+}
+
+/// Lets a request pass that leaves the tree as it is.
+///
+/// # Errors
+/// `EROFS` for every other one; `EINVAL` for cutting a file that is opened for
+/// reading.
+pub(super) fn check(opcode: Opcode, op: &Op<'_>) -> Result<()> {
+    match opcode.effect() {
+        Effect::Reads => Ok(()),
+        Effect::Changes => Err(Errno::ROFS),
+        Effect::ByArguments => match op {
+            Op::Open { flags } => check_open_flags(*flags),
+            Op::Create(args) if args.flags & OFlags::EXCL.bits() == 0 => {
+                check_open_flags(args.flags)
+            }
+            Op::Access { mask } if mask & MAY_WRITE == 0 => Ok(()),
+            _ => Err(Errno::ROFS),
+        },
+    }
+}
+
+fn check_open_flags(flags: u32) -> Result<()> {
+    let flags = OFlags::from_bits_retain(flags);
+    if flags & OFlags::ACCMODE != OFlags::RDONLY {
+        Err(Errno::ROFS)
+    } else if flags.contains(OFlags::TRUNC) {
+        Err(Errno::INVAL)
+    } else {
+        Ok(())
+    }
+}
+
+impl<F: FileSystem> Server<F> {
+    /// CREATE where nothing is created: opens what is there.
+    pub(super) fn open_existing(
+        &self,
+        parent: NodeId,
+        args: &CreateArgs<'_>,
+    ) -> Result<(Entry, Opened)> {
+        let entry = match self.fs.lookup(parent, args.name) {
+            Err(Errno::NOENT) => return Err(Errno::ROFS),
+            found => found?,
+        };
+        match self.fs.open(entry.node, args.flags) {
+            Ok(opened) => Ok((entry, opened)),
+            Err(errno) => {
+                // The guest never hears of the node.
+                self.fs.forget(entry.node, 1);
+                Err(errno)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::cursor::Name;
+    use crate::fuse::extensions::Extensions;
+
+    fn open(flags: OFlags) -> Result<()> {
+        let flags = flags.bits();
+        check(Opcode::Open, &Op::Open { flags })
+    }
+
+    fn create(flags: OFlags) -> Result<()> {
+        let args = CreateArgs {
+            name: Name::new(c"name").unwrap(),
+            flags: flags.bits(),
+            mode: 0o644,
+            extensions: Extensions::default(),
+        };
+        check(Opcode::Create, &Op::Create(args))
+    }
+
+    #[test]
+    fn files_are_opened_for_reading_only() {
+        assert_eq!(open(OFlags::RDONLY | OFlags::DIRECT), Ok(()));
+        for writing in [OFlags::WRONLY, OFlags::RDWR, OFlags::ACCMODE] {
+            assert_eq!(open(writing), Err(Errno::ROFS));
+            assert_eq!(open(writing | OFlags::TRUNC), Err(Errno::ROFS));
+        }
+        assert_eq!(open(OFlags::TRUNC), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn creating_is_opening_unless_the_file_must_be_new() {
+        assert_eq!(create(OFlags::CREATE), Ok(()));
+        assert_eq!(create(OFlags::CREATE | OFlags::EXCL), Err(Errno::ROFS));
+        assert_eq!(create(OFlags::CREATE | OFlags::RDWR), Err(Errno::ROFS));
+        assert_eq!(create(OFlags::CREATE | OFlags::TRUNC), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn asking_for_the_right_to_write_is_refused() {
+        for mask in 0..8 {
+            let refused = check(Opcode::Access, &Op::Access { mask }).is_err();
+            assert_eq!(refused, mask & 2 != 0, "{mask}");
+        }
+    }
+
+    #[test]
+    fn an_operation_without_a_line_here_is_refused() {
+        let op = Op::Lseek {
+            handle: crate::id::HandleId(0),
+            offset: 0,
+            whence: 0,
+        };
+        // A table that says "by arguments" for one that has none here.
+        assert_eq!(check(Opcode::Create, &op), Err(Errno::ROFS));
+    }
+}
