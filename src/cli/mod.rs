@@ -91,6 +91,11 @@ where
     Ok(options)
 }
 
+/// The definitions of all options, for the manual page and the like.
+pub fn command() -> clap::Command {
+    Options::command()
+}
+
 impl Options {
     /// The level of the log, `-d` included.
     pub fn effective_log_level(&self) -> LevelFilter {

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum, ValueHint};
 use log::LevelFilter;
 
 use super::values::{
@@ -53,6 +53,7 @@ pub struct Options {
     /// Directory to share.
     #[arg(long, value_name = "DIR", help_heading = "Share and socket")]
     #[arg(required_unless_present_any = ["compat", "print_capabilities"])]
+    #[arg(value_hint = ValueHint::DirPath)]
     pub shared_dir: Option<PathBuf>,
 
     /// Name for the guest to mount by, 1 to 36 bytes; where it is missing the
