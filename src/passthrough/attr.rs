@@ -8,7 +8,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Passthrough;
-use super::inode_store::Inode;
+use super::inode::Node;
 use super::lookup::identify;
 use crate::fs::{Attributes, Result};
 use crate::fuse::abi::{Attr, StatfsOut};
@@ -88,13 +88,13 @@ impl Passthrough {
                 last_access: timespec(args.atime)?,
                 last_modification: timespec(args.mtime)?,
             };
-            rustix::fs::utimensat(&*inode, c"", &times, AtFlags::EMPTY_PATH)?;
+            rustix::fs::utimensat(&inode, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         Ok(self.attributes_of(&identify(inode.as_fd())?))
     }
 
     /// Changes the length, by the guest's own handle where it names one.
-    fn truncate(&self, inode: &Inode, args: &SetattrArgs, size: u64) -> Result<()> {
+    fn truncate(&self, inode: &Node, args: &SetattrArgs, size: u64) -> Result<()> {
         if let Some(handle) = args.handle {
             return rustix::fs::ftruncate(self.handles.file(inode.id(), handle)?.as_fd(), size);
         }
@@ -109,7 +109,7 @@ impl Passthrough {
 
     /// STATFS.
     pub(super) fn file_system_status(&self, node: NodeId) -> Result<StatfsOut> {
-        let status = rustix::fs::fstatvfs(&*self.node(node)?)?;
+        let status = rustix::fs::fstatvfs(&self.node(node)?)?;
         Ok(StatfsOut {
             blocks: status.f_blocks,
             bfree: status.f_bfree,
@@ -155,7 +155,7 @@ impl Passthrough {
     }
 }
 
-fn chown(inode: &Inode, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+fn chown(inode: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     // The id that means "no change" to the kernel cannot be asked for.
     if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
         return Err(Errno::INVAL);

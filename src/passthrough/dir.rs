@@ -13,7 +13,7 @@ use rustix::fs::{FileType, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::Passthrough;
-use super::inode_store::Inode;
+use super::inode::Node;
 use crate::fs::Result;
 use crate::fuse::abi::{Attr, EntryOut};
 use crate::fuse::dirent::{DirEntry, DirPacker};
@@ -184,7 +184,7 @@ impl Passthrough {
     /// Packs entries from the stream's position on.
     fn fill(
         &self,
-        directory: &Inode,
+        directory: &Node,
         stream: &mut DirStream,
         fd: BorrowedFd<'_>,
         into: &mut DirPacker<'_>,
@@ -218,7 +218,7 @@ impl Passthrough {
     /// the guest then asks by itself, and the other entries are not lost.
     fn pack(
         &self,
-        directory: &Inode,
+        directory: &Node,
         mut entry: DirEntry<'_>,
         name: &std::ffi::CStr,
         into: &mut DirPacker<'_>,

@@ -59,10 +59,9 @@ impl Inode {
     pub fn kind(&self) -> FileType {
         self.kind
     }
-}
 
-impl AsFd for Inode {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    /// Its descriptor; everybody but `Node` gets it through one.
+    pub(super) fn path(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }

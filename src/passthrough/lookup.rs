@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use super::Passthrough;
 use super::attr;
 use super::fd_budget::Place;
-use super::inode_store::{Inode, InodeKey};
+use super::inode::Node;
+use super::inode_store::InodeKey;
 use crate::fs::{Attributes, Entry, Result};
 use crate::fuse::abi::Attr;
 use crate::fuse::cursor::Name;
@@ -54,7 +55,7 @@ pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
 }
 
 /// Identifies a name without opening it.
-fn identify_name(parent: &Inode, name: &CStr) -> Result<Found> {
+fn identify_name(parent: &Node, name: &CStr) -> Result<Found> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     Ok(rustix::fs::statx(parent, name, flags, WANTED)?.into())
 }
@@ -62,11 +63,11 @@ fn identify_name(parent: &Inode, name: &CStr) -> Result<Found> {
 impl Passthrough {
     /// LOOKUP.
     pub(super) fn look_up(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.look_up_beneath(&*self.node(parent)?, name.as_c_str())
+        self.look_up_beneath(&self.node(parent)?, name.as_c_str())
     }
 
     /// Finds a name in a directory and counts a look-up of its node.
-    pub(super) fn look_up_beneath(&self, parent: &Inode, name: &CStr) -> Result<Entry> {
+    pub(super) fn look_up_beneath(&self, parent: &Node, name: &CStr) -> Result<Entry> {
         let found = identify_name(parent, name)?;
         match self.inodes.acquire(&found.key) {
             Some(node) => Ok(self.entry_beneath(parent, node, &found)),
@@ -75,7 +76,7 @@ impl Passthrough {
     }
 
     /// As [`Passthrough::look_up_beneath`], for a name that is probably new.
-    pub(super) fn look_up_new(&self, parent: &Inode, name: &CStr, place: Place) -> Result<Entry> {
+    pub(super) fn look_up_new(&self, parent: &Node, name: &CStr, place: Place) -> Result<Entry> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
         let found = identify(fd.as_fd())?;
@@ -85,7 +86,7 @@ impl Passthrough {
 
     /// What the guest hears of a directory's entry: it is marked where it is
     /// another mount, or a subvolume with numbers of its own.
-    fn entry_beneath(&self, parent: &Inode, node: NodeId, found: &Found) -> Entry {
+    fn entry_beneath(&self, parent: &Node, node: NodeId, found: &Found) -> Entry {
         let mut entry = self.entry(node, found);
         let file_system = |key: InodeKey| (key.device, key.mount);
         if found.kind == FileType::Directory

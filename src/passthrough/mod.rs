@@ -11,6 +11,7 @@ mod credentials;
 mod dir;
 mod fd_budget;
 mod handles;
+mod inode;
 mod inode_store;
 mod io;
 mod lookup;
@@ -48,7 +49,8 @@ use crate::sys::cpath::FdName;
 use credentials::{AsGuest, Credentials, Override};
 use fd_budget::FdBudget;
 use handles::Handles;
-use inode_store::{Inode, InodeStore};
+use inode::Node;
+use inode_store::InodeStore;
 use short_reads::FileSystems;
 
 /// A directory tree of the host.
@@ -117,9 +119,9 @@ impl Passthrough {
         self.proc_self_fd.as_fd()
     }
 
-    /// The node of a number.
-    fn node(&self, id: NodeId) -> Result<Arc<Inode>> {
-        self.inodes.get(id).ok_or(Errno::STALE)
+    /// The node of a number, with a descriptor for the time of one call.
+    fn node(&self, id: NodeId) -> Result<Node> {
+        self.inodes.get(id).map(Node::of).ok_or(Errno::STALE)
     }
 
     /// Opens a file again, with other flags, by its descriptor.

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::attr::decode_device;
-use super::inode_store::Inode;
+use super::inode::Node;
 use crate::fs::{Entry, Result};
 use crate::fuse::cursor::Name;
 use crate::fuse::extensions::Extensions;
@@ -24,7 +24,7 @@ impl Passthrough {
         parent: NodeId,
         name: Name<'_>,
         extensions: &Extensions,
-        call: impl FnOnce(&Inode, &CStr) -> Result<()>,
+        call: impl FnOnce(&Node, &CStr) -> Result<()>,
     ) -> Result<Entry> {
         let parent = self.node(parent)?;
         // Without a descriptor for the new node nothing is made.
@@ -90,11 +90,11 @@ impl Passthrough {
         rustix::fs::linkat(
             &self.proc_self_fd,
             FdName::of(inode.as_fd()).as_c_str(),
-            &*parent,
+            &parent,
             name.as_c_str(),
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        match self.acquire_open(&*inode) {
+        match self.acquire_open(&inode) {
             // Forgotten by another queue meanwhile.
             Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str()),
             entry => entry,
@@ -103,15 +103,15 @@ impl Passthrough {
 
     /// UNLINK and RMDIR.
     pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
-        rustix::fs::unlinkat(&*self.node(parent)?, name.as_c_str(), flags)
+        rustix::fs::unlinkat(&self.node(parent)?, name.as_c_str(), flags)
     }
 
     /// RENAME and RENAME2.
     pub(super) fn move_entry(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
         rustix::fs::renameat_with(
-            &*self.node(parent)?,
+            &self.node(parent)?,
             args.name.as_c_str(),
-            &*self.node(args.new_parent)?,
+            &self.node(args.new_parent)?,
             args.new_name.as_c_str(),
             RenameFlags::from_bits_retain(args.flags),
         )
@@ -123,6 +123,6 @@ impl Passthrough {
         if inode.kind() != FileType::Symlink {
             return Err(Errno::INVAL);
         }
-        Ok(rustix::fs::readlinkat(&*inode, c"", Vec::new())?.into_bytes())
+        Ok(rustix::fs::readlinkat(&inode, c"", Vec::new())?.into_bytes())
     }
 }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::handles::Handle;
-use super::inode_store::Inode;
+use super::inode::Node;
 use super::lookup::identify;
 use crate::config::CachePolicy;
 use crate::fs::{Entry, Opened, Result};
@@ -111,7 +111,7 @@ impl Passthrough {
         let places = (self.budget.reserve()?, self.budget.reserve()?);
         let created = {
             let _as_guest = self.act_as(who, &args.extensions)?;
-            rustix::fs::openat(&*parent, args.name.as_c_str(), flags, mode)
+            rustix::fs::openat(&parent, args.name.as_c_str(), flags, mode)
         };
         match created {
             Ok(file) => self.enter_created(&parent, args, file, places),
@@ -126,7 +126,7 @@ impl Passthrough {
     /// Makes a node and a handle of a file that was just created.
     fn enter_created(
         &self,
-        parent: &Inode,
+        parent: &Node,
         args: &CreateArgs<'_>,
         file: OwnedFd,
         places: (super::fd_budget::Place, super::fd_budget::Place),
@@ -150,7 +150,7 @@ impl Passthrough {
     }
 
     /// Opens a file that another was quicker to create.
-    fn open_existing(&self, parent: &Inode, args: &CreateArgs<'_>) -> Result<(Entry, Opened)> {
+    fn open_existing(&self, parent: &Node, args: &CreateArgs<'_>) -> Result<(Entry, Opened)> {
         let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
         match self.open_file(entry.node, args.flags) {
             Ok(opened) => {
