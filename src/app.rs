@@ -26,6 +26,7 @@ use crate::process::own_files::{OwnFiles, RemoveOnExit};
 use crate::process::parent::{self, Process};
 use crate::process::sandbox::{Inside, Sandbox};
 use crate::process::seccomp;
+use crate::process::service::Manager;
 use crate::process::signals::Held;
 use crate::process::socket::{SocketPlace, adopt_listener};
 use crate::sys;
@@ -77,6 +78,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let adopted = adopted.transpose()?;
     let guest_descriptors = limits::limit_open_files(settings.rlimit_nofile, needs)?;
 
+    let mut manager = Manager::from_environment();
     let signals = Held::hold()?;
     let remove_on_exit = RemoveOnExit(OwnFiles::default());
     let listener = match (adopted, socket) {
@@ -85,25 +87,32 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("no socket to listen on: give --socket-path or --fd"),
     };
 
-    let inside = match sandbox {
-        None => Inside::nothing(&settings.shared_dir)?,
+    let (inside, is_ready): (_, Box<dyn FnOnce()>) = match sandbox {
+        None => {
+            let manager = manager.clone();
+            let is_ready = move || manager.is_ready();
+            (Inside::nothing(&settings.shared_dir)?, Box::new(is_ready))
+        }
         Some(sandbox) => match parent::split(sandbox)? {
             Process::Outside(child) => {
                 // Whoever connects when the process inside is gone is refused.
                 drop(listener);
-                return child.watch(&remove_on_exit.0);
+                return child.watch(&remove_on_exit.0, &manager);
             }
-            Process::Inside => {
+            Process::Inside(outside) => {
                 remove_on_exit.0.leave();
-                sandbox.enter(&settings.shared_dir)?
+                manager = Manager::default();
+                let inside = sandbox.enter(&settings.shared_dir)?;
+                (inside, Box::new(move || outside.tell_ready()))
             }
         },
     };
     drop_supplementary_groups()?;
     capabilities::reduce(kept)?;
-    signals.remove_files_on_signal(remove_on_exit.0.clone())?;
-    serve(listener, inside, &settings, guest_descriptors)?;
-    Ok(ExitCode::SUCCESS)
+    signals.remove_files_on_signal(remove_on_exit.0.clone(), manager.clone())?;
+    let result = serve(listener, inside, &settings, guest_descriptors, is_ready);
+    manager.is_stopping();
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 fn sandbox(choice: cli::Sandbox) -> Option<Sandbox> {
@@ -135,6 +144,7 @@ fn serve(
     inside: Inside,
     settings: &Settings,
     guest_descriptors: usize,
+    is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     sys::ignore_file_size_signal();
     let files = Passthrough::new(
@@ -158,7 +168,7 @@ fn serve(
         },
     };
     filter_system_calls(settings.seccomp)?;
-    device::serve(listener, files, &options, thread_directory)
+    device::serve(listener, files, &options, thread_directory, is_ready)
 }
 
 /// From here on every thread, those to come included, is under the filter.

@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
+use virtiofsd::process::service;
 use virtiofsd::{app, cli};
 
 fn main() -> ExitCode {
-    let options = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let options = cli::parse(std::env::args_os(), service::passed_socket())
+        .unwrap_or_else(|error| error.exit());
     match app::run(options) {
         Ok(code) => code,
         Err(error) => {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, bail};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 
@@ -70,16 +70,26 @@ pub enum SocketChoice {
     Fd(RawFd),
 }
 
-/// Parses the command line, `-o` included.
+/// Parses the command line, `-o` included; `passed` is the socket that a service
+/// manager passed, for a command line that names none.
 ///
 /// # Errors
 /// A usage error, help or version, which `clap::Error::exit` prints and turns
 /// into the exit status.
-pub fn parse<I>(arguments: I) -> Result<Options, clap::Error>
+pub fn parse<I>(arguments: I, passed: Option<RawFd>) -> Result<Options, clap::Error>
 where
     I: IntoIterator<Item: Into<OsString> + Clone>,
 {
     let mut options = Options::try_parse_from(arguments)?;
+    if options.socket_path.is_none() && options.socket.is_none() {
+        // A group is for a socket that is made.
+        options.fd = options
+            .fd
+            .or(passed.filter(|_| options.socket_group.is_none()));
+        if options.fd.is_none() && !options.print_capabilities {
+            return Err(socket_is_missing());
+        }
+    }
     let usage_error = |kind, text| Options::command().error(kind, text);
     compat::apply(&mut options).map_err(|text| usage_error(ErrorKind::InvalidValue, text))?;
     let translates = !options.translate_uid.is_empty() || !options.translate_gid.is_empty();
@@ -89,6 +99,17 @@ where
         return Err(usage_error(ErrorKind::ArgumentConflict, text.to_owned()));
     }
     Ok(options)
+}
+
+/// As the parser says it, which knows nothing of passed sockets.
+fn socket_is_missing() -> clap::Error {
+    let command = command();
+    let mut error = clap::Error::new(ErrorKind::MissingRequiredArgument).with_cmd(&command);
+    let missing = ContextValue::Strings(vec!["--socket-path <PATH>".to_owned()]);
+    error.insert(ContextKind::InvalidArg, missing);
+    let usage = command.clone().render_usage();
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    error
 }
 
 /// The definitions of all options, for the manual page and the like.

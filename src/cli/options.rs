@@ -64,7 +64,6 @@ pub struct Options {
     /// Where to make the socket for the front end; its process id goes beside
     /// it, into PATH.pid.
     #[arg(long, value_name = "PATH", help_heading = "Share and socket")]
-    #[arg(required_unless_present_any = ["socket", "fd", "print_capabilities"])]
     pub socket_path: Option<PathBuf>,
 
     /// Let the members of this group connect, too.
@@ -72,7 +71,8 @@ pub struct Options {
     #[arg(conflicts_with_all = ["fd", "print_capabilities"])]
     pub socket_group: Option<String>,
 
-    /// Use this open descriptor, a socket that listens already.
+    /// Use this open descriptor, a socket that listens already; without it and
+    /// --socket-path the one that the service manager passed.
     #[arg(long, value_name = "NUMBER", help_heading = "Share and socket")]
     #[arg(value_parser = clap::value_parser!(RawFd).range(0..))]
     #[arg(conflicts_with_all = ["socket", "socket_path"])]

@@ -20,7 +20,8 @@ const MILESTONE: &str = "virtiofsd";
 /// Serves the file system to the first front end that connects, until it
 /// disconnects.
 ///
-/// `thread_directory` becomes the working directory of every serving thread.
+/// `thread_directory` becomes the working directory of every serving thread;
+/// `is_ready` is called when a connection can be served.
 ///
 /// # Errors
 /// When the device cannot be set up, and when the front end breaks the protocol.
@@ -29,6 +30,7 @@ pub fn serve(
     file_system: impl FileSystem,
     options: &DeviceOptions,
     thread_directory: OwnedFd,
+    is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     let memory = GuestMemoryAtomic::new(GuestMemory::new());
     let server = Server::new(file_system, options.access);
@@ -42,6 +44,7 @@ pub fn serve(
         .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
     let mut listener = Listener::from(listener);
     log::info!(target: MILESTONE, "Waiting for vhost-user socket connection...");
+    is_ready();
     daemon
         .start(&mut listener)
         .map_err(|error| anyhow!("cannot accept a front end's connection: {error}"))?;

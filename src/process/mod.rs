@@ -13,5 +13,6 @@ pub mod own_files;
 pub mod parent;
 pub mod sandbox;
 pub mod seccomp;
+pub mod service;
 pub mod signals;
 pub mod socket;

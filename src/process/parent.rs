@@ -8,6 +8,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::thread;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,6 +21,7 @@ use signal_hook::low_level::emulate_default_handler;
 use super::capabilities::{self, Kept};
 use super::own_files::OwnFiles;
 use super::sandbox::Sandbox;
+use super::service::Manager;
 use crate::sys::process::{Side, fork_into};
 
 /// Who the calling process is after [`split`].
@@ -28,12 +30,28 @@ pub enum Process {
     /// The one that was started.
     Outside(Child),
     /// The one that is to serve.
-    Inside,
+    Inside(Outside),
 }
 
 /// The process that is to serve, as the other one sees it.
 #[derive(Debug)]
-pub struct Child(Pid);
+pub struct Child {
+    pid: Pid,
+    /// From which it tells that it is ready.
+    channel: UnixStream,
+}
+
+/// The process that was started, as the one that is to serve sees it.
+#[derive(Debug)]
+pub struct Outside(UnixStream);
+
+impl Outside {
+    /// Has it tell the service manager that connections are taken.
+    pub fn tell_ready(mut self) {
+        // Without it the kernel ends this process.
+        let _ = self.0.write_all(&[0]);
+    }
+}
 
 /// Makes a second process, which is to enter the sandbox.
 ///
@@ -50,36 +68,37 @@ pub fn split(sandbox: Sandbox) -> anyhow::Result<Process> {
     match side {
         Side::Child => {
             drop(ours);
-            follow_to_the_end(theirs)?;
-            Ok(Process::Inside)
+            Ok(Process::Inside(follow_to_the_end(theirs)?))
         }
         Side::Parent(pid) => {
             drop(theirs);
             // Its end is met in `watch`, whenever it comes.
             let _ = ours.read_exact(&mut [0]);
-            Ok(Process::Outside(Child(pid)))
+            Ok(Process::Outside(Child { pid, channel: ours }))
         }
     }
 }
 
 /// Has the kernel end this process when its parent is gone.
-fn follow_to_the_end(mut parent: UnixStream) -> anyhow::Result<()> {
+fn follow_to_the_end(mut parent: UnixStream) -> anyhow::Result<Outside> {
     // Whatever may be going on: there is nothing to be tidied up in here.
     set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("cannot follow the process outside of the sandbox to its end")?;
     // It may have ended before that line.
     parent
         .write_all(&[0])
-        .context("the process outside of the sandbox is gone")
+        .context("the process outside of the sandbox is gone")?;
+    Ok(Outside(parent))
 }
 
 impl Child {
-    /// Waits for the end of the process inside, passes signals on to it, and
-    /// removes `files`. Signals that end the daemon are held back already.
+    /// Waits for the end of the process inside, passes signals on to it,
+    /// removes `files` and keeps `manager` informed. Signals that end the daemon
+    /// are held back already.
     ///
     /// # Errors
     /// When this process cannot give up its rights, or wait.
-    pub fn watch(&self, files: &OwnFiles) -> anyhow::Result<ExitCode> {
+    pub fn watch(self, files: &OwnFiles, manager: &Manager) -> anyhow::Result<ExitCode> {
         capabilities::reduce(Kept::TO_REMOVE_FILES)?;
         let signals: SigSet = [
             Signal::SIGTERM,
@@ -90,20 +109,23 @@ impl Child {
         .into_iter()
         .collect();
         signals.thread_block().context("cannot hold signals back")?;
+        pass_on_ready(self.channel, manager.clone())?;
         let mut interrupted = false;
         let status = loop {
-            if let Some(status) = self.ended()? {
+            if let Some(status) = ended(self.pid)? {
                 break status;
             }
             match signals.wait().context("cannot wait for signals")? {
                 Signal::SIGCHLD => {}
                 signal => {
                     interrupted |= signal == Signal::SIGINT;
+                    manager.is_stopping();
                     files.remove_all();
-                    self.stop()?;
+                    stop(self.pid)?;
                 }
             }
         };
+        manager.is_stopping();
         files.remove_all();
         if interrupted {
             // As if it had not been caught. Returns only if it failed.
@@ -112,23 +134,38 @@ impl Child {
         }
         Ok(exit_code(status))
     }
+}
 
-    fn ended(&self) -> anyhow::Result<Option<WaitStatus>> {
-        loop {
-            match waitpid(Some(self.0), WaitOptions::NOHANG) {
-                Ok(found) => return Ok(found.map(|(_, status)| status)),
-                Err(Errno::INTR) => {}
-                Err(error) => bail!("cannot wait for the process in the sandbox: {error}"),
+/// Tells the manager when the process inside says that it is ready. On a thread,
+/// because this process waits for signals.
+fn pass_on_ready(mut channel: UnixStream, manager: Manager) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name("ready".to_owned())
+        .spawn(move || {
+            // The end of the process inside is met elsewhere.
+            if channel.read_exact(&mut [0]).is_ok() {
+                manager.is_ready();
             }
+        })
+        .context("cannot start the thread that waits for the process in the sandbox")?;
+    Ok(())
+}
+
+fn ended(pid: Pid) -> anyhow::Result<Option<WaitStatus>> {
+    loop {
+        match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(found) => return Ok(found.map(|(_, status)| status)),
+            Err(Errno::INTR) => {}
+            Err(error) => bail!("cannot wait for the process in the sandbox: {error}"),
         }
     }
+}
 
-    /// Which signal it was is no matter inside: each ends the process at once.
-    fn stop(&self) -> anyhow::Result<()> {
-        match kill_process(self.0, rustix::process::Signal::TERM) {
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(error).context("cannot stop the process in the sandbox"),
-        }
+/// Which signal it was is no matter inside: each ends the process at once.
+fn stop(pid: Pid) -> anyhow::Result<()> {
+    match kill_process(pid, rustix::process::Signal::TERM) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).context("cannot stop the process in the sandbox"),
     }
 }
 

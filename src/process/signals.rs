@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::{emulate_default_handler, exit};
 
 use super::own_files::OwnFiles;
+use super::service::Manager;
 
 /// The signals that end the daemon wait.
 #[derive(Debug)]
@@ -36,11 +37,12 @@ impl Held {
         Ok(Self(signals))
     }
 
-    /// Starts the thread that waits for the signals, and lets them come.
+    /// Starts the thread that waits for the signals, and lets them come;
+    /// `manager` is told of the end.
     ///
     /// # Errors
     /// When the handlers or the thread cannot be set up.
-    pub fn remove_files_on_signal(self, files: OwnFiles) -> anyhow::Result<()> {
+    pub fn remove_files_on_signal(self, files: OwnFiles, manager: Manager) -> anyhow::Result<()> {
         let mut signals =
             Signals::new([SIGTERM, SIGHUP, SIGINT]).context("cannot set up signal handling")?;
         // One that waited is noted now, for the thread to find.
@@ -51,6 +53,7 @@ impl Held {
             .name("signals".to_owned())
             .spawn(move || {
                 if let Some(signal) = signals.forever().next() {
+                    manager.is_stopping();
                     end(&files, signal);
                 }
             })

@@ -80,8 +80,13 @@ impl Daemon {
     }
 
     /// Runs any command line and collects its log; waits for nothing.
-    pub fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_with_stdin(command, Stdio::null())
+    }
+
+    /// The same with a standard input.
+    pub fn spawn_with_stdin(mut command: Command, stdin: impl Into<Stdio>) -> Self {
+        command.stdin(stdin).stderr(Stdio::piped());
         command.env_remove("RUST_LOG");
         let name = command.get_program().to_owned();
         let mut child = command
