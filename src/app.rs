@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
 use crate::device::{self, Access, DeviceOptions};
 use crate::logging;
-use crate::passthrough::Passthrough;
+use crate::passthrough::{IdMaps, Passthrough};
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
@@ -63,6 +63,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     check_shared_dir(&settings.shared_dir)?;
     options.warn_about_deprecated();
     later::refuse(&options)?;
+    // Made when it is needed; here it only has to be possible.
+    IdMaps::new(&settings.config)?;
     let sandbox = sandbox(settings.sandbox);
     sandbox.map_or(Ok(()), Sandbox::check)?;
     // The socket's path is looked at before the limit is changed, and made

@@ -1,5 +1,6 @@
 //! What the operator settled about the shared tree, as plain data.
 
+use std::fmt;
 use std::time::Duration;
 
 /// How far the guest may trust what it has cached.
@@ -46,4 +47,56 @@ pub struct Config {
     pub preserve_noatime: bool,
     /// Whether mounts below the shared directory are mounts in the guest.
     pub announce_submounts: bool,
+    /// What becomes of user ids between guest and host.
+    pub translate_uid: Vec<Translation>,
+    /// The same for group ids.
+    pub translate_gid: Vec<Translation>,
+}
+
+/// What becomes of a range of ids between guest and host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Translation {
+    /// `count` guest ids from `from` on become host ids from `to` on.
+    Guest(Range),
+    /// `count` host ids become guest ids.
+    Host(Range),
+    /// Both ways; `from` is the guest's.
+    Map(Range),
+    /// `count` guest ids all become the host id `to`.
+    SquashGuest(Range),
+    /// `count` host ids all become the guest id `to`.
+    SquashHost(Range),
+    /// `count` guest ids from `from` on may not be used.
+    ForbidGuest {
+        /// The first of them.
+        from: u32,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// `count` ids from `from` on, and where they lead.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Range {
+    /// The first source id.
+    pub from: u32,
+    /// The first, or only, target id.
+    pub to: u32,
+    /// How many source ids.
+    pub count: u32,
+}
+
+/// As it stands on the command line.
+impl fmt::Display for Translation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, Range { from, to, count }) = match *self {
+            Self::Guest(range) => ("guest", range),
+            Self::Host(range) => ("host", range),
+            Self::Map(range) => ("map", range),
+            Self::SquashGuest(range) => ("squash-guest", range),
+            Self::SquashHost(range) => ("squash-host", range),
+            Self::ForbidGuest { from, count } => return write!(f, "forbid-guest:{from}:{count}"),
+        };
+        write!(f, "{kind}:{from}:{to}:{count}")
+    }
 }

@@ -518,13 +518,25 @@ fn without_a_syslog_the_log_goes_to_stderr() {
 // Options whose part is still to come
 
 #[test]
+fn translations_that_overlap_are_both_named_before_anything_is_made() {
+    let place = Place::new();
+    let arguments = ["--translate-gid=map:0:10:5", "--translate-gid=host:12:9:1"];
+    place.refused(&arguments).is_failure(
+        "--translate-gid: map:0:10:5 and host:12:9:1 overlap: each says what becomes of the \
+         host's id 12",
+    );
+    place
+        .refused(&["--translate-uid=guest:4294967295:0:2"])
+        .is_failure("goes beyond the last id");
+    assert_eq!(place.names(), ["share"]);
+}
+
+#[test]
 fn an_option_that_is_still_to_come_is_refused() {
     let place = Place::new();
     for (arguments, name) in [
         (&["--uid-map=:0:0:1:"][..], "--uid-map"),
         (&["--gid-map=:0:0:1:"], "--gid-map"),
-        (&["--translate-uid=guest:1:2:3"], "--translate-uid"),
-        (&["--translate-gid=guest:1:2:3"], "--translate-gid"),
         (&["--posix-acl"], "--posix-acl"),
         (&["--posix-acl=auto"], "--posix-acl"),
         (&["--security-label"], "--security-label"),

@@ -31,16 +31,6 @@ const TABLE: &[Later] = &[
         instead: "start it in a user namespace, as unshare(1) makes one",
     },
     Later {
-        option: "--translate-uid",
-        is_asked: |o| !o.translate_uid.is_empty(),
-        instead: "share an id-mapped mount",
-    },
-    Later {
-        option: "--translate-gid",
-        is_asked: |o| !o.translate_gid.is_empty(),
-        instead: "share an id-mapped mount",
-    },
-    Later {
         option: "--posix-acl",
         is_asked: |o| o.posix_acl != Negotiation::Never,
         instead: "leave it out: the host checks its lists all the same",

@@ -22,7 +22,7 @@ pub use options::{
     CacheChoice, FileHandles, MigrationMode, MigrationOnError, Negotiation, Options, Sandbox,
     Seccomp, XattrMapRules,
 };
-pub use values::{IdMap, ModCaps, Range, Tag, Translation, XattrRule, XattrRuleKind, XattrScope};
+pub use values::{IdMap, ModCaps, Tag, XattrRule, XattrRuleKind, XattrScope};
 
 use crate::config::{CachePolicy, Config};
 
@@ -245,6 +245,8 @@ impl Options {
             xattr: self.xattr || xattr_is_implied,
             preserve_noatime: self.preserve_noatime,
             announce_submounts: !self.no_announce_submounts,
+            translate_uid: self.translate_uid.clone(),
+            translate_gid: self.translate_gid.clone(),
         }
     }
 }

@@ -7,9 +7,9 @@ use clap::{ArgAction, Parser, ValueEnum, ValueHint};
 use log::LevelFilter;
 
 use super::values::{
-    IdMap, Tag, Translation, XattrRule, parse_id_map, parse_tag, parse_translation, parse_xattr_map,
+    IdMap, Tag, XattrRule, parse_id_map, parse_tag, parse_translation, parse_xattr_map,
 };
-use crate::config::CachePolicy;
+use crate::config::{CachePolicy, Translation};
 
 /// How the start of the usage line reads.
 const USAGE: &str = "virtiofsd --shared-dir <DIR> --socket-path <PATH> [OPTIONS]";

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use anyhow::bail;
 use log::LevelFilter;
 
+use crate::config::{Range, Translation};
+
 /// Bytes of the tag field in the configuration space (virtio 1.2, 5.11.4).
 const TAG_BYTES: usize = 36;
 
@@ -88,40 +90,6 @@ fn number(text: &str) -> Result<u32, String> {
         return Ok(number);
     }
     Err(format!("'{text}' is not a number from 0 to {}", u32::MAX))
-}
-
-/// One entry of `--translate-uid` or `--translate-gid`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Translation {
-    /// `count` guest ids from `guest` on become host ids from `host` on.
-    Guest(Range),
-    /// `count` host ids become guest ids.
-    Host(Range),
-    /// Both ways.
-    Map(Range),
-    /// `count` guest ids all become the host id `to`.
-    SquashGuest(Range),
-    /// `count` host ids all become the guest id `to`.
-    SquashHost(Range),
-    /// `count` guest ids from `from` on may not be used.
-    ForbidGuest {
-        /// The first of them.
-        from: u32,
-        /// How many.
-        count: u32,
-    },
-}
-
-/// `count` ids from `from` on, and where they lead. For [`Translation::Map`]
-/// `from` is the guest's.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Range {
-    /// The first source id.
-    pub from: u32,
-    /// The first, or only, target id.
-    pub to: u32,
-    /// How many source ids.
-    pub count: u32,
 }
 
 /// `TYPE:FROM:TO:COUNT` or `forbid-guest:FROM:COUNT`, where any one character

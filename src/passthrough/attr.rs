@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    AtFlags, FileType, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
 use rustix::io::Errno;
 
@@ -23,7 +23,7 @@ const PERMISSION_BITS: u32 = 0o7777;
 const MAY_EXECUTE: u32 = 1;
 const MAY_ALL: u32 = 7;
 
-/// The attributes as the guest takes them.
+/// The attributes as the guest takes them, but for the ids, which are the host's.
 pub(super) fn from_statx(stat: &Statx) -> Attr {
     Attr {
         ino: stat.stx_ino,
@@ -73,7 +73,7 @@ impl Passthrough {
         // The owner comes first: changing it drops the set-id bits, which the
         // mode of the same request may set.
         if args.uid.is_some() || args.gid.is_some() {
-            chown(&inode, args.uid, args.gid)?;
+            self.chown(&inode, args)?;
         }
         if let Some(mode) = args.mode {
             let name = FdName::of(inode.as_fd());
@@ -91,6 +91,12 @@ impl Passthrough {
             rustix::fs::utimensat(&inode, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         Ok(self.attributes_of(&identify(inode.as_fd())?))
+    }
+
+    fn chown(&self, inode: &Node, args: &SetattrArgs) -> Result<()> {
+        let uid = args.uid.map(|uid| self.ids.host_uid(uid)).transpose()?;
+        let gid = args.gid.map(|gid| self.ids.host_gid(gid)).transpose()?;
+        rustix::fs::chownat(inode, c"", uid, gid, AtFlags::EMPTY_PATH)
     }
 
     /// Changes the length, by the guest's own handle where it names one.
@@ -129,14 +135,15 @@ impl Passthrough {
         if mask & !MAY_ALL != 0 {
             return Err(Errno::INVAL);
         }
-        let shift = if who.uid == attr.uid {
+        let who = self.ids.host_ids(who)?;
+        let shift = if who.uid.as_raw() == attr.uid {
             6
-        } else if who.gid == attr.gid {
+        } else if who.gid.as_raw() == attr.gid {
             3
         } else {
             0
         };
-        let granted = if who.uid == 0 {
+        let granted = if who.uid.is_root() {
             let is_directory = FileType::from_raw_mode(attr.mode) == FileType::Directory;
             let executable = is_directory || attr.mode & 0o111 != 0;
             if executable {
@@ -153,16 +160,6 @@ impl Passthrough {
             Err(Errno::ACCESS)
         }
     }
-}
-
-fn chown(inode: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-    // The id that means "no change" to the kernel cannot be asked for.
-    if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
-        return Err(Errno::INVAL);
-    }
-    let uid = uid.map(Uid::from_raw);
-    let gid = gid.map(Gid::from_raw);
-    rustix::fs::chownat(inode, c"", uid, gid, AtFlags::EMPTY_PATH)
 }
 
 fn timespec(time: SetTime) -> Result<Timespec> {

@@ -11,7 +11,7 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::fuse::op::Caller;
+use super::id_map::HostIds;
 
 /// Who the daemon is when it acts for itself; the same for all its threads.
 #[derive(Debug)]
@@ -36,7 +36,8 @@ impl Credentials {
         })
     }
 
-    /// Makes the calling thread act as the guest's user until the guard drops.
+    /// Makes the calling thread act as a user of the guest, who is `who` on this
+    /// host, until the guard drops.
     ///
     /// A supplementary group that the guest names is taken on as the only one.
     ///
@@ -44,8 +45,8 @@ impl Credentials {
     /// Those of the calls that change the identity; then nothing is changed.
     pub fn assume(
         &self,
-        who: &Caller,
-        group: Option<u32>,
+        who: HostIds,
+        group: Option<Gid>,
         overriding: Override,
     ) -> Result<AsGuest<'_>, Errno> {
         let mut guard = AsGuest {
@@ -54,15 +55,14 @@ impl Credentials {
             gid: false,
             uid: false,
         };
-        let uid = valid_uid(who.uid)?;
-        let gid = valid_gid(who.gid)?;
+        let HostIds { uid, gid } = who;
         if uid == self.uid && gid == self.gid {
             return Ok(guard);
         }
         // The groups are changed first: once the uid is not root we may no
         // longer do it.
         if let Some(group) = group {
-            set_thread_groups(&[valid_gid(group)?])?;
+            set_thread_groups(&[group])?;
             guard.groups = true;
         }
         if gid != self.gid {
@@ -172,29 +172,15 @@ fn or_abort(undone: Result<(), Errno>) {
     }
 }
 
-/// `-1` means "no change" to the kernel and so cannot be anyone's id.
-fn valid_uid(raw: u32) -> Result<Uid, Errno> {
-    if raw == u32::MAX {
-        Err(Errno::INVAL)
-    } else {
-        Ok(Uid::from_raw(raw))
-    }
-}
-
-fn valid_gid(raw: u32) -> Result<Gid, Errno> {
-    if raw == u32::MAX {
-        Err(Errno::INVAL)
-    } else {
-        Ok(Gid::from_raw(raw))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn caller(uid: u32, gid: u32) -> Caller {
-        Caller { uid, gid }
+    fn ids(uid: u32, gid: u32) -> HostIds {
+        HostIds {
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+        }
     }
 
     /// Everything of the calling thread's identity that `assume` may touch.
@@ -213,20 +199,23 @@ mod tests {
         let own = Credentials::current().unwrap();
         let before = identity();
         if !geteuid().is_root() {
-            let refused = own.assume(&caller(4242, 4343), None, Override::Keep);
+            let refused = own.assume(ids(4242, 4343), None, Override::Keep);
             assert_eq!(refused.unwrap_err(), Errno::PERM);
             assert_eq!(identity(), before);
             return;
         }
-        for group in [None, Some(4444)] {
+        for group in [None, Some(Gid::from_raw(4444))] {
             for (overriding, kept) in [
                 (Override::Keep, CapabilitySet::DAC_OVERRIDE),
                 (Override::Drop, CapabilitySet::empty()),
             ] {
-                let guard = own.assume(&caller(4242, 4343), group, overriding).unwrap();
+                let guard = own.assume(ids(4242, 4343), group, overriding).unwrap();
                 let now = identity();
                 assert_eq!((now.0, now.1), (4242, 4343));
-                assert_eq!(now.2, group.map_or(before.2.clone(), |group| vec![group]));
+                assert_eq!(
+                    now.2,
+                    group.map_or(before.2.clone(), |group| vec![group.as_raw()])
+                );
                 assert_eq!(now.3, kept);
                 drop(guard);
                 assert_eq!(identity(), before);
@@ -238,19 +227,14 @@ mod tests {
     fn root_of_the_guest_takes_on_no_group() {
         let own = Credentials::current().unwrap();
         let before = identity();
-        let guard = own.assume(&caller(before.0, before.1), Some(4444), Override::Drop);
+        let guard = own.assume(
+            ids(before.0, before.1),
+            Some(Gid::from_raw(4444)),
+            Override::Drop,
+        );
         assert_eq!(identity(), before);
         drop(guard);
         assert_eq!(identity(), before);
-    }
-
-    #[test]
-    fn the_id_that_means_no_change_is_refused() {
-        let own = Credentials::current().unwrap();
-        for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
-            let refused = own.assume(&caller(uid, gid), None, Override::Drop);
-            assert_eq!(refused.unwrap_err(), Errno::INVAL);
-        }
     }
 
     #[test]

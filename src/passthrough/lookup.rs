@@ -25,6 +25,7 @@ use crate::id::NodeId;
 pub(super) struct Found {
     pub(super) key: InodeKey,
     pub(super) kind: FileType,
+    /// With the ids of the host.
     pub(super) attr: Attr,
 }
 
@@ -110,7 +111,7 @@ impl Passthrough {
     /// The attributes of a file.
     pub(super) fn attributes_of(&self, found: &Found) -> Attributes {
         Attributes {
-            attr: found.attr,
+            attr: self.ids.guest_attr(found.attr),
             timeout: self.timeout(),
         }
     }

@@ -11,6 +11,7 @@ mod credentials;
 mod dir;
 mod fd_budget;
 mod handles;
+mod id_map;
 mod inode;
 mod inode_store;
 mod io;
@@ -49,6 +50,7 @@ use crate::sys::cpath::FdName;
 use credentials::{AsGuest, Credentials, Override};
 use fd_budget::FdBudget;
 use handles::Handles;
+pub use id_map::IdMaps;
 use inode::Node;
 use inode_store::InodeStore;
 use short_reads::FileSystems;
@@ -58,6 +60,7 @@ use short_reads::FileSystems;
 pub struct Passthrough {
     config: Config,
     credentials: Credentials,
+    ids: IdMaps,
     /// `/proc/self/fd`, through which a descriptor is opened again.
     proc_self_fd: OwnedFd,
     budget: Arc<FdBudget>,
@@ -77,7 +80,7 @@ impl Passthrough {
     /// of the process that creates something.
     ///
     /// # Errors
-    /// When the directory cannot be opened.
+    /// When the directory cannot be opened, or ids cannot be translated so.
     pub fn new(
         shared_dir: &Path,
         proc_self_fd: OwnedFd,
@@ -97,6 +100,7 @@ impl Passthrough {
                 shared_dir.display()
             )
         })?;
+        let ids = IdMaps::new(&config)?;
         let budget = FdBudget::new(fd_budget);
         let place = budget
             .reserve()
@@ -105,6 +109,7 @@ impl Passthrough {
         Ok(Self {
             config,
             credentials,
+            ids,
             proc_self_fd,
             inodes: InodeStore::new(found.key, found.kind, place.hold(root)),
             budget,
@@ -141,7 +146,9 @@ impl Passthrough {
         } else {
             Override::Keep
         };
+        let who = self.ids.host_ids(who)?;
         let group = extensions.supplementary_group;
+        let group = group.map(|group| self.ids.host_gid(group)).transpose()?;
         self.credentials.assume(who, group, overriding)
     }
 
