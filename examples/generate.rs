@@ -4,7 +4,7 @@
 //! usage: cargo run --example generate -- FOLDER
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use clap_complete::aot::{Bash, Fish, Generator, Zsh, generate};
@@ -15,10 +15,15 @@ use clap_mangen::roff::{Roff, bold, roman};
 const REST_OF_THE_PAGE: &str = include_str!("../packaging/virtiofsd.1.in");
 
 fn main() -> io::Result<()> {
-    let Some(folder) = env::args_os().nth(1).map(PathBuf::from) else {
-        return Err(io::Error::other("usage: generate FOLDER"));
-    };
-    fs::create_dir_all(&folder)?;
+    match env::args_os().nth(1) {
+        Some(folder) => write_all(&PathBuf::from(folder)),
+        None => Err(io::Error::other("usage: generate FOLDER")),
+    }
+}
+
+/// Writes everything into `folder`.
+pub fn write_all(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
     fs::write(folder.join("virtiofsd.1"), manual_page()?)?;
     fs::write(folder.join("virtiofsd.bash"), completions(Bash))?;
     fs::write(folder.join("virtiofsd.fish"), completions(Fish))?;
