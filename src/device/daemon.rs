@@ -71,8 +71,8 @@ pub fn serve(
 fn remedy(error: &DaemonError) -> &'static str {
     match error {
         DaemonError::HandleRequest(ProtocolError::InvalidParam) => {
-            "; the guest's memory must be shared: give QEMU a memory-backend-memfd \
-             with share=on that the machine or its NUMA node uses"
+            "; most often the guest's memory is not shared: give QEMU a \
+             memory-backend-memfd with share=on that the machine or its NUMA node uses"
         }
         _ => "",
     }
