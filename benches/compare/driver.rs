@@ -17,8 +17,9 @@ use crate::common::frontend::{
 };
 use crate::common::fuse_client::Client;
 use crate::common::memory::GuestMemory;
-use crate::common::wire::{IN_HEADER, InHeader, OUT_HEADER};
-use crate::workload::{Feed, Reply, Step};
+use crate::common::wire::{Decoder, ENTRY_OUT, IN_HEADER, InHeader, OUT_HEADER};
+use crate::counters::{CallCounter, Counters};
+use crate::workload::{self, Feed, Kind, Reply, Step, Value};
 
 /// Guests hand over data in pages of this size.
 const PAGE: usize = 4096;
@@ -31,34 +32,26 @@ pub(crate) struct Sample {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) cpu_us_per_op: f64,
+    pub(crate) switches_per_op: f64,
+    pub(crate) rss_mib: f64,
+    /// Not counted in every run: it slows the daemon.
+    pub(crate) calls_per_op: Option<f64>,
 }
 
 /// Runs a case on a daemon that waits for its guest.
-pub(crate) fn measure(daemon: &Daemon, case: Case, time: Duration) -> Sample {
-    let config = Config {
-        regions: vec![(LOW_MEMORY, 256 << 20)],
-        queue_size: 1024,
-        ..Config::default()
-    };
-    let mut vmm = Vmm::connect(daemon.socket(), &config);
-    let _hiprio = vmm.start_queue(HIPRIO);
-    let mut lanes = Vec::new();
-    for index in 0..case.queues {
-        let mut client = Client::new(vmm.start_queue(REQUEST + index));
-        if index == 0 {
-            client.init();
-        }
-        lanes.push(Lane::new(client, case, index * case.depth));
+pub(crate) fn measure(daemon: &Daemon, case: &Case, time: Duration) -> Sample {
+    let mut guest = Guest::new(daemon, case);
+    if case.workload.kind != Kind::Once {
+        // A short run first, so that caches and clocks are warm.
+        guest.run(time / 5);
     }
+    let before = Counters::of(daemon);
+    let elapsed = guest.run(time);
+    let used = Counters::of(daemon).since(before);
 
-    // A short run first, so that caches and clocks are warm.
-    run(&mut lanes, time / 5);
-    let cpu_before = daemon.cpu_time_ns();
-    let elapsed = run(&mut lanes, time);
-    let cpu = daemon.cpu_time_ns() - cpu_before;
-
-    let operations = lanes.iter().map(|lane| lane.operations).sum::<u64>() as f64;
-    let mut latencies: Vec<u32> = lanes.into_iter().flat_map(|lane| lane.latencies).collect();
+    let rss_mib = daemon.rss() as f64 / f64::from(1 << 20);
+    let operations = guest.operations() as f64;
+    let mut latencies = guest.latencies();
     latencies.sort_unstable();
     let percentile = |part: f64| {
         let index = (latencies.len() - 1) as f64 * part;
@@ -68,23 +61,74 @@ pub(crate) fn measure(daemon: &Daemon, case: Case, time: Duration) -> Sample {
         ops_per_second: operations / elapsed.as_secs_f64(),
         p50_us: percentile(0.50),
         p99_us: percentile(0.99),
-        cpu_us_per_op: cpu as f64 / 1e3 / operations,
+        cpu_us_per_op: used.cpu_ns as f64 / 1e3 / operations,
+        switches_per_op: used.context_switches as f64 / operations,
+        rss_mib,
+        calls_per_op: None,
     }
 }
 
-/// Runs all lanes at once, each on a thread; gives the time that the last one
-/// took.
-fn run(lanes: &mut [Lane], time: Duration) -> Duration {
-    let ready = Barrier::new(lanes.len());
-    thread::scope(|scope| {
-        let start = |lane| scope.spawn(|| run_lane(lane, &ready, time));
-        let lanes: Vec<_> = lanes.iter_mut().map(start).collect();
-        lanes
-            .into_iter()
-            .map(|lane| lane.join().unwrap())
-            .max()
-            .unwrap()
-    })
+/// System calls of the daemon for each operation of a case, if they can be
+/// counted here.
+pub(crate) fn count_calls(daemon: &Daemon, case: &Case, time: Duration) -> Option<f64> {
+    let mut guest = Guest::new(daemon, case);
+    let counter = CallCounter::start(daemon)?;
+    guest.run(time);
+    let calls = counter.stop()?;
+    Some(calls as f64 / guest.operations() as f64)
+}
+
+/// A guest that has mounted the file system and has its requests ready.
+struct Guest {
+    lanes: Vec<Lane>,
+    _hiprio: Queue,
+    _vmm: Vmm,
+}
+
+impl Guest {
+    fn new(daemon: &Daemon, case: &Case) -> Self {
+        let config = Config {
+            regions: vec![(LOW_MEMORY, 512 << 20)],
+            queue_size: 1024,
+            ..Config::default()
+        };
+        let mut vmm = Vmm::connect(daemon.socket(), &config);
+        let hiprio = vmm.start_queue(HIPRIO);
+        let mut lanes = Vec::new();
+        for index in 0..case.queues {
+            let mut client = Client::new(vmm.start_queue(REQUEST + index));
+            if index == 0 {
+                client.init();
+            }
+            lanes.push(Lane::new(client, case, index * case.depth));
+        }
+        Self {
+            lanes,
+            _hiprio: hiprio,
+            _vmm: vmm,
+        }
+    }
+
+    /// Runs all lanes at once, each on a thread; gives the time that the last
+    /// one took.
+    fn run(&mut self, time: Duration) -> Duration {
+        let ready = Barrier::new(self.lanes.len());
+        thread::scope(|scope| {
+            let start = |lane| scope.spawn(|| run_lane(lane, &ready, time));
+            let lanes: Vec<_> = self.lanes.iter_mut().map(start).collect();
+            let times = lanes.into_iter().map(|lane| lane.join().unwrap());
+            times.max().unwrap()
+        })
+    }
+
+    fn operations(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.operations).sum()
+    }
+
+    fn latencies(self) -> Vec<u32> {
+        let lanes = self.lanes.into_iter();
+        lanes.flat_map(|lane| lane.latencies).collect()
+    }
 }
 
 fn run_lane(lane: &mut Lane, ready: &Barrier, time: Duration) -> Duration {
@@ -95,6 +139,7 @@ fn run_lane(lane: &mut Lane, ready: &Barrier, time: Duration) -> Duration {
 /// One queue with all that is in flight on it.
 struct Lane {
     queue: Queue,
+    kind: Kind,
     slots: Vec<Slot>,
     operations: u64,
     latencies: Vec<u32>,
@@ -104,8 +149,9 @@ struct Lane {
 struct Slot {
     steps: Vec<Placed>,
     current: usize,
-    /// Where the reply is written.
+    /// Where the reply is written, and where data are.
     reply: u64,
+    data: u64,
     /// When the operation under way began.
     started: Instant,
 }
@@ -116,20 +162,26 @@ struct Placed {
     request: u64,
     descriptor: Descriptor,
     has_reply: bool,
+    errno: i32,
     weight: u64,
     feeds: Vec<Feed>,
 }
 
 impl Lane {
-    fn new(mut client: Client, case: Case, first_slot: usize) -> Self {
+    fn new(mut client: Client, case: &Case, first_slot: usize) -> Self {
         let mut slots = Vec::new();
         for slot in 0..case.depth {
-            let steps = (case.workload.steps)(&mut client, first_slot + slot);
+            let slot = workload::Slot {
+                number: first_slot + slot,
+                of: case.depth * case.queues,
+            };
+            let steps = (case.workload.steps)(&mut client, slot);
             slots.push(Slot::new(&client.queue.memory, &steps));
         }
         let latencies = Vec::with_capacity(4 << 20);
         Self {
             queue: client.queue,
+            kind: case.workload.kind,
             slots,
             operations: 0,
             latencies,
@@ -152,9 +204,13 @@ impl Lane {
             let now = Instant::now();
             while let Some(used) = self.queue.pop() {
                 let head = usize::from(used.head);
-                let is_op_done = self.complete(head, used.len, now);
+                let at_end = self.complete(head, used.len, now);
                 // An operation that was begun is brought to its end.
-                if now >= deadline && is_op_done {
+                let is_done = match self.kind {
+                    Kind::Once => self.slots[head].current == 0,
+                    Kind::Cycle | Kind::Mixed(_) => now >= deadline && at_end,
+                };
+                if is_done {
                     in_flight -= 1;
                 } else {
                     self.offer(head);
@@ -174,17 +230,18 @@ impl Lane {
         self.queue.add_again(head);
     }
 
-    /// Takes the reply and goes to the next step; tells whether an operation
-    /// is done with it.
+    /// Takes the reply and goes to the next step; tells whether that begins an
+    /// operation.
     fn complete(&mut self, head: usize, used_len: u32, now: Instant) -> bool {
         let slot = &mut self.slots[head];
         let step = &slot.steps[slot.current];
         let memory = self.queue.region();
         if step.has_reply {
             let error = memory.read_u32(slot.reply + 4).cast_signed();
+            let right = -step.errno;
             assert!(
-                error == 0,
-                "operation {} failed: error {error}",
+                error == right,
+                "operation {}: error {error}, not {right}",
                 step.opcode
             );
         } else {
@@ -192,22 +249,40 @@ impl Lane {
         }
         for feed in &step.feeds {
             let mut value = [0; 8];
-            memory.read(slot.reply + feed.from as u64, &mut value);
+            match feed.value {
+                Value::At(offset) => memory.read(slot.reply + offset as u64, &mut value),
+                Value::LastCookie => {
+                    let mut bytes = vec![0; used_len as usize - OUT_HEADER];
+                    memory.read(slot.data, &mut bytes);
+                    value = last_cookie(&bytes).to_le_bytes();
+                }
+            }
             memory.write(slot.steps[feed.step].request + feed.to as u64, &value);
         }
         let weight = step.weight;
         let is_last = slot.current + 1 == slot.steps.len();
         slot.current = if is_last { 0 } else { slot.current + 1 };
-        let is_op_done = weight > 0 || is_last;
-        if is_op_done {
+        if weight > 0 || self.kind == Kind::Once {
             let latency = now.duration_since(slot.started).as_nanos();
             self.operations += weight;
             self.latencies
                 .push(u32::try_from(latency).unwrap_or(u32::MAX));
             slot.started = now;
         }
-        is_op_done
+        weight > 0 || is_last
     }
+}
+
+/// The cookie of the last entry of a READDIRPLUS reply.
+fn last_cookie(mut entries: &[u8]) -> u64 {
+    let mut cookie = 0;
+    while !entries.is_empty() {
+        let mut fields = Decoder(&entries[ENTRY_OUT + 8..]);
+        cookie = fields.u64();
+        let name = fields.u32() as usize;
+        entries = &entries[(ENTRY_OUT + 24 + name).next_multiple_of(8)..];
+    }
+    cookie
 }
 
 impl Slot {
@@ -227,6 +302,7 @@ impl Slot {
             steps,
             current: 0,
             reply,
+            data,
             started: Instant::now(),
         }
     }
@@ -240,6 +316,8 @@ impl Placed {
             opcode: step.opcode,
             unique: 2,
             nodeid: step.nodeid,
+            uid: step.uid,
+            gid: step.uid,
             ..InHeader::default()
         };
         let bytes = [header.encode(), step.body.clone()].concat();
@@ -264,6 +342,7 @@ impl Placed {
             request,
             descriptor: table.place(memory),
             has_reply: step.reply != Reply::None,
+            errno: step.errno,
             weight: step.weight,
             feeds: step.feeds.clone(),
         }

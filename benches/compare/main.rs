@@ -4,13 +4,18 @@
 //! cargo bench --bench compare -- [OPTIONS] DAEMON [OTHER_DAEMON]
 //! ```
 //!
-//! Each case is a workload at a depth on a number of queues. It is run on the
-//! daemons in turn, round after round, with a fresh process each time; what is
-//! printed are medians, and the medians of the ratios within the rounds.
+//! Each case is a workload at a depth on a number of queues, with a setting of
+//! the daemon. It is run on the daemons in turn, round after round, with a fresh
+//! process each time; what is printed are medians, how far the rounds lie from
+//! them, and the medians of the ratios within the rounds.
 //!
-//! - `workload` says which requests a workload is made of.
-//! - `driver` keeps the queues full and takes the times.
-//! - `report` makes the table.
+//! - `plan` says which cases there are.
+//! - `workload` is the table of workloads; `requests` and `tree` are what they
+//!   are made of, `share` what lies in the shared directory, `floor` the same
+//!   operations without a daemon.
+//! - `driver` keeps the queues full and takes the times, `counters` asks the
+//!   kernel what the daemon used.
+//! - `report` makes the tables and the JSON, `chart` the pictures.
 
 #![allow(
     clippy::expect_used,
@@ -19,12 +24,20 @@
     clippy::unwrap_used
 )]
 
+mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod counters;
 mod driver;
+mod floor;
+mod plan;
 mod report;
+mod requests;
+mod share;
+mod tree;
 mod workload;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -34,8 +47,8 @@ use tempfile::TempDir;
 
 use common::daemon::Daemon;
 use driver::Sample;
-use report::Row;
-use workload::{WORKLOADS, Workload};
+use plan::{Case, Plan};
+use report::Outcome;
 
 /// Compares virtio-fs daemons by what they do per second and per processor
 /// time.
@@ -45,29 +58,28 @@ struct Options {
     #[arg(required = true)]
     daemons: Vec<PathBuf>,
 
-    /// Rounds of every case
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    /// The default settings only, at depth 1 and 32, in a few minutes
+    #[arg(long)]
+    quick: bool,
 
-    /// Measured time of a case in a round
-    #[arg(long, default_value_t = 0.5)]
-    seconds_per_case: f64,
+    /// Rounds of every case [default: 5; quick: 3]
+    #[arg(long)]
+    rounds: Option<usize>,
 
-    /// Only workloads whose name contains one of these words
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
+    /// Measured time of a case in a round [default: 0.4; quick: 0.15]
+    #[arg(long)]
+    seconds_per_case: Option<f64>,
 
-    /// Requests kept in flight on each queue
-    #[arg(long, value_delimiter = ',', default_value = "1,16")]
-    depth: Vec<usize>,
-
-    /// Numbers of request queues
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
-    queues: Vec<usize>,
+    #[command(flatten)]
+    plan: Plan,
 
     /// Where to make the shared directory; the system's temporary directory by default
     #[arg(long)]
     dir: Option<PathBuf>,
+
+    /// Where to put results.md, results.json and the charts
+    #[arg(long)]
+    output: Option<PathBuf>,
 
     /// More arguments for all daemons, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
@@ -78,12 +90,15 @@ struct Options {
     bench: bool,
 }
 
-/// One line of the table.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Case {
-    pub(crate) workload: &'static Workload,
-    pub(crate) depth: usize,
-    pub(crate) queues: usize,
+impl Options {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 3 } else { 5 })
+    }
+
+    fn time(&self) -> Duration {
+        let seconds = self.seconds_per_case;
+        Duration::from_secs_f64(seconds.unwrap_or(if self.quick { 0.15 } else { 0.4 }))
+    }
 }
 
 fn main() {
@@ -93,58 +108,97 @@ fn main() {
         None => TempDir::with_prefix("virtiofsd-bench-"),
     };
     let share = share.expect("cannot make the shared directory");
-    workload::fill(share.path());
 
-    report::print_head(&options.daemons);
-    for case in cases(&options) {
-        let rounds =
-            (0..options.rounds).map(|round| run_round(&options, share.path(), case, round));
-        Row::new(case, &rounds.collect::<Vec<_>>()).print();
+    let mut markdown = String::new();
+    let mut say = |text: &str| {
+        println!("{text}");
+        markdown += text;
+        markdown += "\n";
+    };
+    say(&report::legend(&options.daemons));
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for case in options.plan.cases(options.quick) {
+        if case.needs_xattrs() && !share::has_xattrs(share.path()) {
+            continue;
+        }
+        let setting = &case.setting.name;
+        let is_first = outcomes
+            .last()
+            .is_none_or(|last| last.case.setting.name != *setting);
+        if is_first {
+            say(&report::head(setting, options.daemons.len()));
+        }
+        let outcome = measure(&options, share.path(), case);
+        say(&report::row(&outcome));
+        outcomes.push(outcome);
+    }
+    if let Some(output) = &options.output {
+        write_files(&options, output, &markdown, &outcomes);
     }
 }
 
-fn cases(options: &Options) -> Vec<Case> {
-    let is_wanted = |workload: &&Workload| {
-        options.only.is_empty() || options.only.iter().any(|word| workload.name.contains(word))
+fn write_files(options: &Options, output: &Path, markdown: &str, outcomes: &[Outcome]) {
+    fs::create_dir_all(output).expect("cannot make the directory of --output");
+    let write = |name: &str, text: &str| {
+        fs::write(output.join(name), text).expect("cannot write the results");
     };
-    let mut cases = Vec::new();
-    for workload in WORKLOADS.iter().filter(is_wanted) {
-        for &queues in &options.queues {
-            for &depth in &options.depth {
-                cases.push(Case {
-                    workload,
-                    depth,
-                    queues,
-                });
-            }
-        }
+    write("results.md", markdown);
+    write("results.json", &report::json(&options.daemons, outcomes));
+    let first = outcomes.first().map(|outcome| outcome.case.setting.clone());
+    let end = outcomes
+        .iter()
+        .position(|outcome| Some(&outcome.case.setting) != first.as_ref());
+    let outcomes = &outcomes[..end.unwrap_or(outcomes.len())];
+    if options.daemons.len() > 1 {
+        let title = "CPU time per operation, A to B: less is better";
+        let chart = chart::ratios(title, outcomes, |sample| Some(sample.cpu_us_per_op));
+        write("cpu.svg", &chart);
+        let title = "Operations per second, A to B: more is better";
+        let chart = chart::ratios(title, outcomes, |sample| Some(sample.ops_per_second));
+        write("throughput.svg", &chart);
     }
-    cases
+}
+
+fn measure(options: &Options, share: &Path, case: Case) -> Outcome {
+    (case.workload.prepare)(share);
+    let rounds = (0..options.rounds()).map(|round| run_round(options, share, &case, round));
+    Outcome {
+        rounds: rounds.collect(),
+        floor_us: floor::measure(case.workload, share, options.time()),
+        case,
+    }
 }
 
 /// One sample of each daemon, in an order that changes from round to round.
-fn run_round(options: &Options, share: &Path, case: Case, round: usize) -> Vec<Option<Sample>> {
+fn run_round(options: &Options, share: &Path, case: &Case, round: usize) -> Vec<Option<Sample>> {
     let count = options.daemons.len();
     let mut samples = vec![None; count];
     for turn in 0..count {
         let index = (turn + round) % count;
-        samples[index] = run(options, &options.daemons[index], share, case);
+        let binary = &options.daemons[index];
+        samples[index] = start(options, binary, share, case)
+            .map(|daemon| driver::measure(&daemon, case, options.time()));
+        // Once is enough: this figure is steady.
+        if let (0, Some(sample)) = (round, &mut samples[index]) {
+            sample.calls_per_op = start(options, binary, share, case)
+                .and_then(|daemon| driver::count_calls(&daemon, case, options.time() / 2));
+        }
     }
     samples
 }
 
 /// `None` if the daemon has not as many queues.
-fn run(options: &Options, binary: &Path, share: &Path, case: Case) -> Option<Sample> {
+fn start(options: &Options, binary: &Path, share: &Path, case: &Case) -> Option<Daemon> {
     let queues = case.queues.to_string();
-    let mut args: Vec<&str> = options.daemon_args.split_whitespace().collect();
+    let mut args: Vec<&str> = case.setting.args.iter().map(String::as_str).collect();
+    args.extend(case.workload.args);
+    args.extend(options.daemon_args.split_whitespace());
     if knows_option(binary, "--num-request-queues") {
         args.extend(["--num-request-queues", &queues]);
     } else if case.queues > 1 {
         return None;
     }
-    let daemon = Daemon::start_binary(binary, share, &args);
-    let time = Duration::from_secs_f64(options.seconds_per_case);
-    Some(driver::measure(&daemon, case, time))
+    Some(Daemon::start_binary(binary, share, &args))
 }
 
 fn knows_option(binary: &Path, option: &str) -> bool {

@@ -1,96 +1,201 @@
-//! The table: medians over the rounds, in Markdown.
+//! The tables in Markdown, and the raw figures as JSON.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use crate::Case;
 use crate::driver::Sample;
 
-type Metric = fn(&Sample) -> f64;
+/// One figure of a sample; not every sample has every one.
+pub(crate) type Metric = fn(&Sample) -> Option<f64>;
 
-/// Columns: title, value, digits behind the point.
-const METRICS: &[(&str, Metric, usize)] = &[
-    ("op/s", |sample| sample.ops_per_second, 0),
-    ("p50 µs", |sample| sample.p50_us, 1),
-    ("p99 µs", |sample| sample.p99_us, 1),
-    ("CPU µs/op", |sample| sample.cpu_us_per_op, 2),
+/// A group of columns: a value of each daemon.
+struct Column {
+    title: &'static str,
+    json: &'static str,
+    metric: Metric,
+    /// Digits behind the point.
+    digits: usize,
+    /// Whether there is a column for the ratio of the first daemon to others.
+    has_ratio: bool,
+}
+
+const COLUMNS: &[Column] = &[
+    column(
+        "op/s",
+        "ops_per_second",
+        |s| Some(s.ops_per_second),
+        0,
+        true,
+    ),
+    column("p50 µs", "p50_us", |s| Some(s.p50_us), 1, true),
+    column("p99 µs", "p99_us", |s| Some(s.p99_us), 1, false),
+    column(
+        "CPU µs/op",
+        "cpu_us_per_op",
+        |s| Some(s.cpu_us_per_op),
+        2,
+        true,
+    ),
+    column(
+        "system calls/op",
+        "calls_per_op",
+        |s| s.calls_per_op,
+        2,
+        false,
+    ),
+    column(
+        "context switches/op",
+        "switches_per_op",
+        |s| Some(s.switches_per_op),
+        2,
+        false,
+    ),
+    column("RSS MiB", "rss_mib", |s| Some(s.rss_mib), 1, false),
 ];
 
-/// Says which daemon is which, and begins the table.
-pub(crate) fn print_head(daemons: &[PathBuf]) {
-    for (letter, daemon) in ('A'..).zip(daemons) {
-        println!("{letter}: {}", daemon.display());
+const fn column(
+    title: &'static str,
+    json: &'static str,
+    metric: Metric,
+    digits: usize,
+    has_ratio: bool,
+) -> Column {
+    Column {
+        title,
+        json,
+        metric,
+        digits,
+        has_ratio,
     }
-    println!();
-    let mut head = "| workload | queues | depth |".to_owned();
-    for (title, ..) in METRICS {
-        for (letter, _) in ('A'..).zip(daemons) {
-            head += &format!(" {title} {letter} |");
-        }
-        for (letter, _) in ('A'..).zip(daemons).skip(1) {
-            head += &format!(" A/{letter} |");
-        }
-    }
-    println!("{head}");
-    let columns = head.matches('|').count() - 1;
-    println!("|---|{}", "---:|".repeat(columns - 1));
 }
 
-/// One case with the samples of all rounds and daemons.
-pub(crate) struct Row<'a> {
-    case: Case,
-    rounds: &'a [Vec<Option<Sample>>],
+/// A case with everything that was measured of it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) case: Case,
+    /// Microseconds for one operation without a daemon.
+    pub(crate) floor_us: f64,
+    /// For each round, a sample of each daemon that can do it.
+    pub(crate) rounds: Vec<Vec<Option<Sample>>>,
 }
 
-impl<'a> Row<'a> {
-    pub(crate) fn new(case: Case, rounds: &'a [Vec<Option<Sample>>]) -> Self {
-        Self { case, rounds }
+impl Outcome {
+    pub(crate) fn values(&self, daemon: usize, metric: Metric) -> Vec<f64> {
+        let samples = self
+            .rounds
+            .iter()
+            .filter_map(|round| round[daemon].as_ref());
+        samples.filter_map(metric).collect()
     }
 
-    pub(crate) fn print(&self) {
+    /// Of the first daemon to another one, in each round.
+    pub(crate) fn ratios(&self, other: usize, metric: Metric) -> Vec<f64> {
+        let ratio = |round: &Vec<Option<Sample>>| {
+            Some(metric(round[0].as_ref()?)? / metric(round[other].as_ref()?)?)
+        };
+        self.rounds.iter().filter_map(ratio).collect()
+    }
+
+    fn row(&self) -> String {
         let Case {
             workload,
             queues,
             depth,
-        } = self.case;
+            ..
+        } = &self.case;
         let mut line = format!("| {} | {queues} | {depth} |", workload.name);
         let daemons = self.rounds.first().map_or(0, Vec::len);
-        for &(_, metric, digits) in METRICS {
+        for column in COLUMNS {
             for daemon in 0..daemons {
-                line += &cell(self.values(daemon, metric), digits);
+                line += &cell(&self.values(daemon, column.metric), column.digits);
             }
-            for other in 1..daemons {
-                line += &cell(self.ratios(other, metric), 2);
+            for other in (1..daemons).filter(|_| column.has_ratio) {
+                line += &cell(&self.ratios(other, column.metric), 2);
             }
         }
-        println!("{line}");
+        line + &format!(" {:.2} |", self.floor_us)
     }
 
-    fn values(&self, daemon: usize, metric: Metric) -> Vec<f64> {
-        self.rounds
-            .iter()
-            .filter_map(|round| round[daemon].as_ref().map(metric))
-            .collect()
-    }
-
-    /// Of the first daemon to another one, in each round.
-    fn ratios(&self, other: usize, metric: Metric) -> Vec<f64> {
-        let ratio = |round: &Vec<Option<Sample>>| {
-            Some(metric(round[0].as_ref()?) / metric(round[other].as_ref()?))
-        };
-        self.rounds.iter().filter_map(ratio).collect()
+    fn json(&self) -> String {
+        let Case {
+            workload,
+            setting,
+            queues,
+            depth,
+        } = &self.case;
+        let mut text = format!(
+            "{{\"workload\": {:?}, \"setting\": {:?}, \"queues\": {queues}, \"depth\": {depth}, \
+             \"floor_us\": {:.4}",
+            workload.name, setting.name, self.floor_us
+        );
+        let daemons = self.rounds.first().map_or(0, Vec::len);
+        for column in COLUMNS {
+            let lists: Vec<_> = (0..daemons)
+                .map(|daemon| format!("{:?}", self.values(daemon, column.metric)))
+                .collect();
+            write!(text, ", {:?}: [{}]", column.json, lists.join(", ")).unwrap();
+        }
+        text + "}"
     }
 }
 
-fn cell(mut values: Vec<f64>, digits: usize) -> String {
-    if values.is_empty() {
-        return " n/a |".to_owned();
+/// Says which daemon is which.
+pub(crate) fn legend(daemons: &[PathBuf]) -> String {
+    let lines = ('A'..).zip(daemons);
+    let lines = lines.map(|(letter, daemon)| format!("{letter}: `{}`\n", daemon.display()));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Begins the table of a setting.
+pub(crate) fn head(setting: &str, daemons: usize) -> String {
+    let mut head = "| workload | queues | depth |".to_owned();
+    for column in COLUMNS {
+        for letter in ('A'..).take(daemons) {
+            write!(head, " {} {letter} |", column.title).unwrap();
+        }
+        for letter in ('A'..).take(daemons).skip(1).filter(|_| column.has_ratio) {
+            write!(head, " A/{letter} |").unwrap();
+        }
     }
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median = if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        (values[middle - 1] + values[middle]) / 2.0
+    head += " floor µs |";
+    let columns = head.matches('|').count() - 1;
+    format!(
+        "\n### {setting}\n\n{head}\n|---|{}",
+        "---:|".repeat(columns - 1)
+    )
+}
+
+/// One line of the table.
+pub(crate) fn row(outcome: &Outcome) -> String {
+    outcome.row()
+}
+
+/// All figures of all rounds; each list has one list for each daemon.
+pub(crate) fn json(daemons: &[PathBuf], outcomes: &[Outcome]) -> String {
+    let cases: Vec<_> = outcomes.iter().map(Outcome::json).collect();
+    format!(
+        "{{\"daemons\": {daemons:?},\n\"cases\": [\n{}\n]}}\n",
+        cases.join(",\n")
+    )
+}
+
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.len().checked_sub(1)? / 2, sorted.len() / 2);
+    Some(f64::midpoint(sorted[low], sorted[high]))
+}
+
+/// The median, and how far the values lie from it in percent.
+fn cell(values: &[f64], digits: usize) -> String {
+    let Some(median) = median(values) else {
+        return " n/a |".to_owned();
     };
-    format!(" {median:.digits$} |")
+    let far = values.iter().map(|value| (value - median).abs());
+    let far = far.fold(0.0, f64::max);
+    if values.len() < 2 || median == 0.0 {
+        return format!(" {median:.digits$} |");
+    }
+    format!(" {median:.digits$} ±{:.0}% |", far / median * 100.0)
 }

@@ -1,31 +1,62 @@
-//! The workloads: what is in the shared directory, and which requests each
-//! slot sends over and over.
+//! What can be measured: the table of workloads, and what one is made of.
 
-use std::fs;
 use std::path::Path;
 
-use crate::common::fuse_client::{Client, read_in, release_in, write_in};
-use crate::common::wire::{ENTRY_OUT, Encoder, IN_HEADER, OUT_HEADER, ROOT, dirents, op};
+use crate::common::fuse_client::Client;
+use crate::common::wire::{Encoder, IN_HEADER};
+use crate::floor::{self, Direct};
+use crate::{requests, share, tree};
 
 /// One line of the table's first column.
 #[derive(Debug)]
 pub(crate) struct Workload {
     pub(crate) name: &'static str,
-    /// The requests of slot number `slot`; what they need is looked up and
-    /// opened with the client.
-    pub(crate) steps: fn(client: &mut Client, slot: usize) -> Vec<Step>,
+    /// Makes what it needs in the shared directory, if that is not there yet.
+    pub(crate) prepare: fn(share: &Path),
+    /// The requests of one slot; what they need is looked up and opened with
+    /// the client.
+    pub(crate) steps: fn(client: &mut Client, slot: Slot) -> Vec<Step>,
+    /// The same operations done by system calls.
+    pub(crate) direct: fn(share: &Path) -> Direct,
+    pub(crate) kind: Kind,
+    /// More arguments for the daemon.
+    pub(crate) args: &'static [&'static str],
 }
 
-/// One request of a cycle.
+/// How the requests of a slot are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Over and over, until the time is up.
+    Cycle,
+    /// Over and over, with so many slots on one queue, whatever depth is asked
+    /// for: they are not alike.
+    Mixed(usize),
+    /// Once: a tree is worked through by all slots together, and the time that
+    /// this takes is what counts. The latencies are those of single requests.
+    Once,
+}
+
+/// Which of the requests in flight this is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) number: usize,
+    /// How many there are, on all queues together.
+    pub(crate) of: usize,
+}
+
+/// One request of a slot.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) opcode: u32,
     pub(crate) nodeid: u64,
+    pub(crate) uid: u32,
     /// What follows the header, without the payload.
     pub(crate) body: Vec<u8>,
     /// Bytes of data that follow the body, in pages.
     pub(crate) payload: usize,
     pub(crate) reply: Reply,
+    /// The errno that is the right answer; 0 for none.
+    pub(crate) errno: i32,
     /// Operations that are done when this request is; 0 in the middle of one.
     pub(crate) weight: u64,
     /// What later requests need of this one's reply.
@@ -46,243 +77,227 @@ pub(crate) enum Reply {
 /// Eight bytes of a reply that are put into a request of the same slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Feed {
-    /// Offset in the reply, header included.
-    pub(crate) from: usize,
+    pub(crate) value: Value,
     /// Index of the step, and offset in its request, header included.
     pub(crate) step: usize,
     pub(crate) to: usize,
 }
 
+/// Where in a reply the eight bytes are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Value {
+    /// At an offset, header included.
+    At(usize),
+    /// The cookie of the last entry of a READDIRPLUS reply.
+    LastCookie,
+}
+
 /// Where a request has its node.
-const NODEID: usize = 16;
+pub(crate) const NODEID: usize = 16;
 /// Where the requests with a handle have it.
-const FH: usize = IN_HEADER;
+pub(crate) const FH: usize = IN_HEADER;
 
 impl Step {
-    fn new(opcode: u32, nodeid: u64, body: Encoder, reply: Reply) -> Self {
+    pub(crate) fn new(opcode: u32, nodeid: u64, body: Encoder, reply: Reply) -> Self {
         Self {
             opcode,
             nodeid,
+            uid: 0,
             body: body.0,
             payload: 0,
             reply,
+            errno: 0,
             weight: 1,
             feeds: Vec::new(),
         }
     }
 
     /// In the middle of an operation.
-    fn part(mut self) -> Self {
-        self.weight = 0;
+    pub(crate) fn part(self) -> Self {
+        Self { weight: 0, ..self }
+    }
+
+    /// With so many bytes of data.
+    pub(crate) fn payload(self, payload: usize) -> Self {
+        Self { payload, ..self }
+    }
+
+    /// Fails, and that is right.
+    pub(crate) fn fails(self, errno: i32) -> Self {
+        Self { errno, ..self }
+    }
+
+    /// For the user of this number.
+    pub(crate) fn of_user(self, uid: u32) -> Self {
+        Self { uid, ..self }
+    }
+
+    /// Offset in the reply, step, offset in its request.
+    pub(crate) fn feeds(mut self, feeds: &[(usize, usize, usize)]) -> Self {
+        let feed = |&(from, step, to)| Feed {
+            value: Value::At(from),
+            step,
+            to,
+        };
+        self.feeds.extend(feeds.iter().map(feed));
         self
     }
 
-    fn feeds(mut self, feeds: &[(usize, usize, usize)]) -> Self {
-        self.feeds = feeds
-            .iter()
-            .map(|&(from, step, to)| Feed { from, step, to })
-            .collect();
+    /// The last cookie of this READDIRPLUS is where that step goes on.
+    pub(crate) fn continued_by(mut self, step: usize) -> Self {
+        self.feeds.push(Feed {
+            value: Value::LastCookie,
+            step,
+            to: IN_HEADER + 8,
+        });
         self
     }
 }
 
+const fn cycle(
+    name: &'static str,
+    steps: fn(&mut Client, Slot) -> Vec<Step>,
+    direct: fn(&Path) -> Direct,
+) -> Workload {
+    Workload {
+        name,
+        prepare: share::prepare,
+        steps,
+        direct,
+        kind: Kind::Cycle,
+        args: &[],
+    }
+}
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// All of them, in the order of the report.
 pub(crate) const WORKLOADS: &[Workload] = &[
+    cycle("getattr", requests::getattr, floor::getattr),
+    cycle("lookup known", requests::lookup_known, floor::lookup),
+    cycle("lookup new", requests::lookup_new, floor::lookup_new),
+    cycle("lookup missing", requests::lookup_missing, floor::missing),
+    cycle("open+read4k+release", requests::open_read, floor::open_read),
+    cycle(
+        "create+write4k+release+unlink",
+        requests::create_write_unlink,
+        floor::create_write_unlink,
+    ),
+    cycle("mkdir+rmdir", requests::mkdir_rmdir, floor::mkdir_rmdir),
+    cycle("rename", requests::rename, floor::rename),
+    cycle(
+        "symlink+readlink+unlink",
+        requests::symlink_readlink,
+        floor::symlink_readlink,
+    ),
+    cycle("setattr", requests::setattr, floor::setattr),
     Workload {
-        name: "getattr",
-        steps: getattr,
+        args: &["--xattr"],
+        ..cycle(
+            "getxattr hit",
+            |client, slot| requests::getxattr(client, slot, share::XATTR, 0),
+            |share| floor::getxattr(share, share::XATTR),
+        )
     },
     Workload {
-        name: "lookup",
-        steps: lookup,
+        args: &["--xattr"],
+        ..cycle(
+            "getxattr miss",
+            |client, slot| requests::getxattr(client, slot, "user.none", libc::ENODATA),
+            |share| floor::getxattr(share, "user.none"),
+        )
+    },
+    cycle("statfs", requests::statfs, floor::statfs),
+    cycle("readdir entry", requests::readdir, floor::readdir),
+    cycle(
+        "readdirplus entry",
+        requests::readdirplus,
+        floor::readdirplus,
+    ),
+    cycle(
+        "read 4k sequential",
+        |client, slot| requests::read(client, slot, 4 * KIB, share::sequential),
+        |share| floor::read(share, 4 * KIB, share::sequential),
+    ),
+    cycle(
+        "read 4k random",
+        |client, slot| requests::read(client, slot, 4 * KIB, share::random),
+        |share| floor::read(share, 4 * KIB, share::random),
+    ),
+    cycle(
+        "read 128k sequential",
+        |client, slot| requests::read(client, slot, 128 * KIB, share::sequential),
+        |share| floor::read(share, 128 * KIB, share::sequential),
+    ),
+    cycle(
+        "read 128k random",
+        |client, slot| requests::read(client, slot, 128 * KIB, share::random),
+        |share| floor::read(share, 128 * KIB, share::random),
+    ),
+    cycle(
+        "read 1M sequential",
+        |client, slot| requests::read(client, slot, MIB, share::sequential),
+        |share| floor::read(share, MIB, share::sequential),
+    ),
+    cycle(
+        "read 1M random",
+        |client, slot| requests::read(client, slot, MIB, share::random),
+        |share| floor::read(share, MIB, share::random),
+    ),
+    cycle(
+        "write 4k sequential",
+        |client, slot| requests::write(client, slot, 4 * KIB, share::sequential),
+        |share| floor::write(share, 4 * KIB, share::sequential),
+    ),
+    cycle(
+        "write 4k random",
+        |client, slot| requests::write(client, slot, 4 * KIB, share::random),
+        |share| floor::write(share, 4 * KIB, share::random),
+    ),
+    cycle(
+        "write 128k sequential",
+        |client, slot| requests::write(client, slot, 128 * KIB, share::sequential),
+        |share| floor::write(share, 128 * KIB, share::sequential),
+    ),
+    cycle(
+        "write 128k random",
+        |client, slot| requests::write(client, slot, 128 * KIB, share::random),
+        |share| floor::write(share, 128 * KIB, share::random),
+    ),
+    cycle(
+        "write 1M sequential",
+        |client, slot| requests::write(client, slot, MIB, share::sequential),
+        |share| floor::write(share, MIB, share::sequential),
+    ),
+    cycle(
+        "write 1M random",
+        |client, slot| requests::write(client, slot, MIB, share::random),
+        |share| floor::write(share, MIB, share::random),
+    ),
+    cycle("fsync", requests::fsync, floor::fsync),
+    Workload {
+        kind: Kind::Mixed(1 + requests::WRITERS),
+        ..cycle(
+            "getattr beside 64M writes+fsync",
+            requests::getattr_beside_writes,
+            floor::getattr,
+        )
     },
     Workload {
-        name: "open+read 4k+release",
-        steps: open_read_release,
+        name: "git status, 50,000 files",
+        prepare: tree::prepare_walk,
+        steps: tree::walk,
+        direct: tree::walk_direct,
+        kind: Kind::Once,
+        args: &[],
     },
     Workload {
-        name: "read 4k",
-        steps: |client, _| read(client, 4 << 10),
-    },
-    Workload {
-        name: "read 128k",
-        steps: |client, _| read(client, 128 << 10),
-    },
-    Workload {
-        name: "read 1M",
-        steps: |client, _| read(client, 1 << 20),
-    },
-    Workload {
-        name: "write 4k",
-        steps: |client, slot| write(client, slot, 4 << 10),
-    },
-    Workload {
-        name: "write 128k",
-        steps: |client, slot| write(client, slot, 128 << 10),
-    },
-    Workload {
-        name: "write 1M",
-        steps: |client, slot| write(client, slot, 1 << 20),
-    },
-    Workload {
-        name: "create+write 4k+unlink",
-        steps: create_write_unlink,
-    },
-    Workload {
-        name: "readdirplus entry",
-        steps: readdirplus,
+        name: "unpack and remove 20,000 files",
+        prepare: share::prepare,
+        steps: tree::unpack_and_remove,
+        direct: tree::unpack_and_remove_direct,
+        kind: Kind::Once,
+        args: &[],
     },
 ];
-
-const SMALL_FILES: usize = 16;
-const LARGE_FILE_BYTES: usize = 4 << 20;
-const ENTRIES: usize = 10_000;
-/// What a Linux guest up to 6.14 asks for at a time.
-const READDIR_BYTES: u32 = 4096;
-
-/// Makes everything that the workloads read.
-pub(crate) fn fill(share: &Path) {
-    for index in 0..SMALL_FILES {
-        fs::write(share.join(format!("small-{index}")), vec![b's'; 4096]).unwrap();
-    }
-    fs::write(share.join("large"), vec![b'l'; LARGE_FILE_BYTES]).unwrap();
-    fs::create_dir(share.join("entries")).unwrap();
-    for index in 0..ENTRIES {
-        fs::write(share.join(format!("entries/file-{index:05}")), "").unwrap();
-    }
-}
-
-fn getattr(client: &mut Client, slot: usize) -> Vec<Step> {
-    let node = client.lookup(ROOT, small(slot)).unwrap().nodeid;
-    vec![Step::new(
-        op::GETATTR,
-        node,
-        Encoder::new().u64(0).u64(0),
-        Reply::Small(104),
-    )]
-}
-
-fn lookup(client: &mut Client, _: usize) -> Vec<Step> {
-    let one = |index| {
-        client.lookup(ROOT, small(index)).unwrap();
-        let body = Encoder::new().name(small(index));
-        Step::new(op::LOOKUP, ROOT, body, Reply::Small(ENTRY_OUT))
-    };
-    (0..SMALL_FILES).map(one).collect()
-}
-
-fn open_read_release(client: &mut Client, slot: usize) -> Vec<Step> {
-    let node = client.lookup(ROOT, small(slot)).unwrap().nodeid;
-    let open = Step::new(op::OPEN, node, Encoder::new().u64(0), Reply::Small(16));
-    let read = Step::new(op::READ, node, read_in(0, 0, 4096), Reply::Data(4096));
-    let release = Step::new(op::RELEASE, node, release_in(0), Reply::Small(0));
-    let fh = OUT_HEADER;
-    vec![
-        open.part().feeds(&[(fh, 1, FH), (fh, 2, FH)]),
-        read.part(),
-        release,
-    ]
-}
-
-fn read(client: &mut Client, size: usize) -> Vec<Step> {
-    let node = client.lookup(ROOT, "large").unwrap().nodeid;
-    let fh = client.open(node, libc::O_RDONLY).unwrap().fh;
-    let at = |offset| {
-        let body = read_in(fh, offset as u64, u32::try_from(size).unwrap());
-        Step::new(op::READ, node, body, Reply::Data(size))
-    };
-    offsets(size).map(at).collect()
-}
-
-fn write(client: &mut Client, slot: usize, size: usize) -> Vec<Step> {
-    let name = format!("written-{slot}");
-    let (entry, open) = client.create(ROOT, &name, libc::O_RDWR, 0o600).unwrap();
-    let at = |offset| {
-        let body = write_in(
-            open.fh,
-            offset as u64,
-            u32::try_from(size).unwrap(),
-            0,
-            libc::O_RDWR,
-        );
-        let step = Step::new(op::WRITE, entry.nodeid, body, Reply::Small(8));
-        Step {
-            payload: size,
-            ..step
-        }
-    };
-    offsets(size).map(at).collect()
-}
-
-/// All places of a large file, or as many as make a fair number of steps.
-fn offsets(size: usize) -> impl Iterator<Item = usize> {
-    (0..LARGE_FILE_BYTES).step_by(size).take(64)
-}
-
-fn create_write_unlink(_: &mut Client, slot: usize) -> Vec<Step> {
-    let name = format!("created-{slot}");
-    let flags = (libc::O_CREAT | libc::O_EXCL | libc::O_RDWR).cast_unsigned();
-    let create = Encoder::new().u32(flags).u32(0o644).u64(0).name(&name);
-    let write = write_in(0, 0, 4096, 0, libc::O_RDWR);
-    let (node, fh) = (OUT_HEADER, OUT_HEADER + ENTRY_OUT);
-    let feeds = [
-        (node, 1, NODEID),
-        (fh, 1, FH),
-        (node, 2, NODEID),
-        (fh, 2, FH),
-        (node, 4, NODEID),
-    ];
-    vec![
-        Step::new(op::CREATE, ROOT, create, Reply::Small(ENTRY_OUT + 16))
-            .part()
-            .feeds(&feeds),
-        Step {
-            payload: 4096,
-            ..Step::new(op::WRITE, 0, write, Reply::Small(8)).part()
-        },
-        Step::new(op::RELEASE, 0, release_in(0), Reply::Small(0)).part(),
-        Step::new(
-            op::UNLINK,
-            ROOT,
-            Encoder::new().name(&name),
-            Reply::Small(0),
-        )
-        .part(),
-        Step::new(op::FORGET, 0, Encoder::new().u64(1), Reply::None),
-    ]
-}
-
-/// The whole directory, again and again, with a handle for each slot. The
-/// first pass, here, makes the entries known; they are never forgotten.
-fn readdirplus(client: &mut Client, _: usize) -> Vec<Step> {
-    let node = client.lookup(ROOT, "entries").unwrap().nodeid;
-    let fh = client.opendir(node).unwrap().fh;
-    let mut steps = Vec::new();
-    let mut offset = 0;
-    loop {
-        let body = read_in(fh, offset, READDIR_BYTES);
-        let mut step = Step::new(
-            op::READDIRPLUS,
-            node,
-            body,
-            Reply::Data(READDIR_BYTES as usize),
-        );
-        let request = crate::common::fuse_client::Request {
-            opcode: step.opcode,
-            nodeid: step.nodeid,
-            body: step.body.clone(),
-            extensions: Vec::new(),
-            space: READDIR_BYTES as usize,
-        };
-        let entries = dirents(&client.call(&request).unwrap(), true);
-        step.weight = entries.len() as u64;
-        steps.push(step);
-        match entries.last() {
-            Some(last) => offset = last.off,
-            None => return steps,
-        }
-    }
-}
-
-fn small(slot: usize) -> String {
-    format!("small-{}", slot % SMALL_FILES)
-}

@@ -854,7 +854,7 @@ pub struct SetAttr {
 }
 
 impl SetAttr {
-    fn encode(&self) -> Encoder {
+    pub fn encode(&self) -> Encoder {
         use super::wire as w;
         let fields = [
             (self.fh.is_some(), FATTR_FH),
