@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use rustix::io::Errno;
 
 use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
-use crate::device::{self, Access, DeviceOptions};
+use crate::device::{self, Access, DeviceOptions, Threads};
 use crate::logging;
 use crate::passthrough::{IdMaps, Passthrough};
 use crate::process::capabilities::{self, Kept};
@@ -74,7 +74,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         SocketChoice::Path { path, group } => Some(SocketPlace::find(path, group.as_deref())?),
     };
     let needs = Needs {
-        thread_pool_size: settings.thread_pool_size,
+        thread_pool_size: settings.thread_pool_size.unwrap_or(0),
         request_queues: settings.num_request_queues,
     };
     let adopted = adopted.transpose()?;
@@ -162,7 +162,7 @@ fn serve(
     let options = DeviceOptions {
         tag: settings.tag.as_ref().map(Tag::padded),
         request_queues: settings.num_request_queues,
-        pool_threads: settings.thread_pool_size,
+        threads: threads(settings.thread_pool_size),
         access: if settings.readonly {
             Access::ReadOnly
         } else {
@@ -171,6 +171,15 @@ fn serve(
     };
     filter_system_calls(settings.seccomp)?;
     device::serve(listener, files, &options, thread_directory, is_ready)
+}
+
+/// What `--thread-pool-size` means.
+fn threads(pool_size: Option<usize>) -> Threads {
+    match pool_size {
+        None => Threads::OwnAndHelpers,
+        Some(0) => Threads::Own,
+        Some(size) => Threads::Pool(size),
+    }
 }
 
 /// From here on every thread, those to come included, is under the filter.

@@ -19,6 +19,34 @@ use crate::id::{HandleId, NodeId};
 /// What an operation gives: its result or the errno that the guest hears.
 pub type Result<T> = std::result::Result<T, Errno>;
 
+/// What the thread that serves a request may wait for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Patience {
+    /// Nothing: other requests are behind this one.
+    Nothing,
+    /// Disks and servers, for as long as it takes.
+    Storage,
+}
+
+/// Why an operation that may have to wait gives no result.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Failure {
+    /// The guest hears this errno.
+    Errno(Errno),
+    /// It has to wait longer than it may. Nothing has changed; it is to be tried
+    /// again where it may wait.
+    MustWait,
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+/// What an operation gives that may have to wait.
+pub type Waiting<T> = std::result::Result<T, Failure>;
+
 /// Attributes and for how long the guest may trust them.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes {
@@ -64,6 +92,10 @@ pub trait FileSystem: Send + Sync + 'static {
     /// The session is over: every node but the root and every handle is dropped.
     fn stop(&self);
 
+    /// Whether operations on a node are known to take long, because its files are
+    /// on a server.
+    fn is_slow(&self, node: NodeId) -> bool;
+
     fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry>;
     /// The guest holds `count` look-ups fewer. Counts beyond what it holds are
     /// harmless.
@@ -86,9 +118,21 @@ pub trait FileSystem: Send + Sync + 'static {
         args: &CreateArgs<'_>,
     ) -> Result<(Entry, Opened)>;
     /// Reads as much as there is room for in `into`.
-    fn read(&self, node: NodeId, args: &ReadArgs, into: &mut Writable<'_>) -> Result<()>;
+    fn read(
+        &self,
+        node: NodeId,
+        args: &ReadArgs,
+        into: &mut Writable<'_>,
+        patience: Patience,
+    ) -> Waiting<()>;
     /// Writes all of `from`; gives the bytes written.
-    fn write(&self, node: NodeId, args: &WriteArgs, from: &mut Readable<'_>) -> Result<u32>;
+    fn write(
+        &self,
+        node: NodeId,
+        args: &WriteArgs,
+        from: &mut Readable<'_>,
+        patience: Patience,
+    ) -> Waiting<u32>;
     fn release(&self, node: NodeId, handle: HandleId) -> Result<()>;
     fn flush(&self, node: NodeId, handle: HandleId) -> Result<()>;
     fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tempfile::TempDir;
 use virtiofsd::config::{CachePolicy, Config};
+use virtiofsd::fs::Patience;
 use virtiofsd::fuse::opcode::{Answer, Opcode};
 use virtiofsd::guest::buffers::Spans;
 use virtiofsd::guest::ring::{Ring, RingLayout, Used};
@@ -354,8 +355,13 @@ impl World {
     fn handle(&mut self) -> Option<usize> {
         let memory = Memory::new(&self.memory, &self.logging);
         let ring = Ring::new(memory, &LAYOUT).unwrap();
-        let (readable, writable) = ring.gather(0, &mut self.spans).ok()?;
-        let len = self.server.handle(&mut self.scratch, readable, writable);
+        // What has to wait is handled anew where it may.
+        let mut handle = |patience| {
+            let (readable, writable) = ring.gather(0, &mut self.spans).ok()?;
+            let (server, scratch) = (&self.server, &mut self.scratch);
+            server.handle(scratch, readable, writable, patience).ok()
+        };
+        let len = handle(Patience::Nothing).or_else(|| handle(Patience::Storage))?;
         ring.publish(ring.used_index(), Used { head: 0, len });
         Some(len as usize)
     }

@@ -40,8 +40,8 @@ pub struct Settings {
     pub tag: Option<Tag>,
     /// Request queues on offer, 1 to 62.
     pub num_request_queues: usize,
-    /// Threads of the pool, 0 for none.
-    pub thread_pool_size: usize,
+    /// `--thread-pool-size`, if given.
+    pub thread_pool_size: Option<usize>,
     /// `--rlimit-nofile`, if given.
     pub rlimit_nofile: Option<u64>,
     /// Whether the guest may change nothing.

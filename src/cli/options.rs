@@ -108,14 +108,10 @@ pub struct Options {
     pub num_request_queues: Option<u8>,
 
     /// Threads that serve the requests of all queues; with 0 each queue's
-    /// thread serves its own.
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Cache and speed",
-        default_value_t = 0
-    )]
-    pub thread_pool_size: usize,
+    /// thread serves its own, one after the other [default: each queue's
+    /// thread, and up to 64 others for what has to wait].
+    #[arg(long, value_name = "N", help_heading = "Cache and speed")]
+    pub thread_pool_size: Option<usize>,
 
     /// Whether inodes are held by file handles, which unlike descriptors are
     /// not limited in number.

@@ -20,16 +20,17 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 
 use super::config_space::{self, TAG_BYTES};
-use super::queue::{Queue, Vring, Workspace};
-use super::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
-use crate::fs::FileSystem;
+use super::helpers::{Helpers, IDLE_TIME};
+use super::queue::{Common, Queue, Vring, Workspace};
+use super::{MAX_HELPERS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
+use crate::fs::{FileSystem, Patience};
 use crate::guest::GuestMemory;
 use crate::server::{Access, Server};
 use crate::sys;
@@ -42,23 +43,39 @@ pub struct DeviceOptions {
     pub tag: Option<[u8; TAG_BYTES]>,
     /// Request queues: 1 to [`MAX_REQUEST_QUEUES`].
     pub request_queues: usize,
-    /// Threads that serve requests out of order; 0 for the queues' own threads.
-    pub pool_threads: usize,
+    /// Which threads serve requests.
+    pub threads: Threads,
     /// Whether the guest may change the tree.
     pub access: Access,
 }
 
+/// Which threads serve requests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Threads {
+    /// Each queue's own, one request after the other.
+    Own,
+    /// Each queue's own, but what has to wait waits on one of up to
+    /// [`MAX_HELPERS`] others.
+    OwnAndHelpers,
+    /// A pool of so many, out of order.
+    Pool(usize),
+}
+
 /// A virtio-fs device over a file system.
 pub struct Device<F> {
-    server: Arc<Server<F>>,
+    common: Arc<Common<F>>,
     queues: Vec<Arc<Queue>>,
-    memory: GuestMemoryAtomic<GuestMemory>,
-    /// Whether the front end wants to know which pages are written to.
-    logging: Arc<AtomicBool>,
-    pool: Option<(ThreadPool, usize)>,
+    serving: Serving,
     config_space: Option<Vec<u8>>,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
+}
+
+/// [`Threads`] that are there.
+enum Serving {
+    Own,
+    OwnAndHelpers(Arc<Helpers>),
+    Pool(ThreadPool),
 }
 
 thread_local! {
@@ -86,18 +103,29 @@ impl<F: FileSystem> Device<F> {
             "cannot give a thread its own file-system context; \
              let the container's seccomp profile allow unshare(CLONE_FS)",
         )?;
-        let pool = match options.pool_threads {
-            0 => None,
-            threads => Some((start_pool(threads, thread_directory.as_fd())?, threads)),
+        let (serving, others) = match options.threads {
+            Threads::Own => (Serving::Own, 0),
+            Threads::OwnAndHelpers => {
+                let directory = thread_directory.try_clone();
+                let directory = directory.context("cannot copy a descriptor")?;
+                let helpers = Helpers::new("helper", MAX_HELPERS, IDLE_TIME, directory);
+                (Serving::OwnAndHelpers(helpers), MAX_HELPERS)
+            }
+            Threads::Pool(threads) => {
+                let pool = start_pool(threads, thread_directory.as_fd())?;
+                (Serving::Pool(pool), threads)
+            }
         };
         Ok(Self {
-            server: Arc::new(server),
+            common: Arc::new(Common {
+                server,
+                memory,
+                logging: AtomicBool::new(false),
+            }),
             queues: (0..=request_queues)
-                .map(|index| Arc::new(Queue::new(index)))
+                .map(|index| Arc::new(Queue::new(index, others)))
                 .collect(),
-            memory,
-            logging: Arc::new(AtomicBool::new(false)),
-            pool,
+            serving,
             config_space: options
                 .tag
                 .as_ref()
@@ -108,23 +136,28 @@ impl<F: FileSystem> Device<F> {
 
     /// Serves what is available in one queue.
     fn serve(&self, queue: &Arc<Queue>, vring: &Vring) {
-        let memory = &self.memory;
-        let Some((pool, threads)) = &self.pool else {
-            return queue.serve(&self.server, vring, memory, &self.logging);
-        };
-        queue.distribute(vring, memory, &self.logging, *threads, |head| {
-            let server = Arc::clone(&self.server);
+        let common = &self.common;
+        // Serves one request on the thread that it is called on.
+        let one = |head| {
+            let common = Arc::clone(common);
             let queue = Arc::clone(queue);
             let vring = vring.clone();
-            let memory = memory.clone();
-            let logging = Arc::clone(&self.logging);
-            pool.spawn_ok(async move {
-                let memory = memory.memory();
-                WORKSPACE.with_borrow_mut(|workspace| {
-                    queue.serve_one(&server, &vring, &memory, &logging, head, workspace);
+            move |workspace: &mut Workspace| queue.serve_one(&common, &vring, head, workspace)
+        };
+        match &self.serving {
+            Serving::Own => queue.serve(common, vring, Patience::Storage, |_| ()),
+            Serving::OwnAndHelpers(helpers) => {
+                queue.serve(common, vring, Patience::Nothing, |head| {
+                    if let Err(job) = helpers.run(Box::new(one(head))) {
+                        job(&mut Workspace::default());
+                    }
                 });
-            });
-        });
+            }
+            Serving::Pool(pool) => queue.distribute(common, vring, |head| {
+                let serve = one(head);
+                pool.spawn_ok(async move { WORKSPACE.with_borrow_mut(serve) });
+            }),
+        }
     }
 }
 
@@ -142,15 +175,6 @@ fn start_pool(
         .after_start(move |_| settle(&directory))
         .create()
         .context("cannot start the threads of --thread-pool-size")
-}
-
-/// Gives a thread its file-system context; that it can be done was tried at
-/// start, so a thread that cannot is a reason to stop.
-fn settle(directory: &OwnedFd) {
-    if let Err(errno) = sys::thread::settle_in(directory) {
-        log::error!("cannot give a thread its own file-system context, stopping: {errno}");
-        std::process::abort();
-    }
 }
 
 impl<F: FileSystem> VhostUserBackend for Device<F> {
@@ -175,7 +199,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn acked_features(&self, features: u64) {
         let logging = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
-        self.logging.store(logging, Ordering::Release);
+        self.common.logging.store(logging, Ordering::Release);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -198,7 +222,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
             queue.drain();
             queue.mend();
         }
-        self.server.end_session();
+        self.common.server.end_session();
         log::debug!("the front end reset the device");
     }
 

@@ -6,12 +6,17 @@
 mod backend;
 mod config_space;
 mod daemon;
+mod helpers;
 mod queue;
 
 pub use crate::server::Access;
-pub use backend::{Device, DeviceOptions};
+pub use backend::{Device, DeviceOptions, Threads};
 pub use config_space::TAG_BYTES;
 pub use daemon::serve;
+
+use std::os::fd::OwnedFd;
+
+use crate::sys;
 
 /// The most request queues: with the high-priority queue and the front end's
 /// limit of 64 bits for queue masks there is room for no more.
@@ -19,3 +24,16 @@ pub const MAX_REQUEST_QUEUES: usize = 62;
 
 /// The largest size of a queue that is offered.
 pub const MAX_QUEUE_SIZE: usize = 1024;
+
+/// The most threads that serve what the queues' own threads must not wait for;
+/// what is beyond that waits for one of them.
+const MAX_HELPERS: usize = 64;
+
+/// Gives a thread its file-system context; that it can be done was tried at
+/// start, so a thread that cannot is a reason to stop.
+fn settle(directory: &OwnedFd) {
+    if let Err(errno) = sys::thread::settle_in(directory) {
+        log::error!("cannot give a thread its own file-system context, stopping: {errno}");
+        std::process::abort();
+    }
+}

@@ -4,7 +4,7 @@
 //! The queue's indexes change only under the vring's own lock, which is never
 //! held while a request is served. `serving` is held by the queue's thread for
 //! as long as it works, so that whoever stops the queue can wait for the end;
-//! requests in the thread pool are counted for the same purpose.
+//! requests that other threads serve are counted for the same purpose.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -13,11 +13,11 @@ use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
-use crate::fs::FileSystem;
-use crate::guest::buffers::Spans;
+use crate::fs::{FileSystem, Patience};
+use crate::guest::buffers::{Readable, Spans, Writable};
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, Memory};
-use crate::server::{Scratch, Server};
+use crate::server::{MustWait, Scratch, Server};
 use crate::sys::locks::{lock, wait};
 
 /// The vring as the library keeps it.
@@ -34,6 +34,17 @@ pub(super) struct Workspace {
     heads: Vec<u16>,
 }
 
+/// What all queues of a device have in common.
+pub(super) struct Common<F> {
+    pub(super) server: Server<F>,
+    pub(super) memory: GuestMemoryAtomic<GuestMemory>,
+    /// Whether the front end wants to know which pages are written to.
+    pub(super) logging: AtomicBool,
+}
+
+/// A chain: its head and its two sides.
+type Chain<'a> = (u16, Readable<'a>, Writable<'a>);
+
 /// One queue of the device.
 pub(super) struct Queue {
     index: usize,
@@ -43,9 +54,11 @@ pub(super) struct Queue {
     broken: AtomicBool,
     /// Set while somebody waits for the end of what is being served.
     stopping: AtomicBool,
-    /// Requests that are in the thread pool.
-    in_pool: Mutex<usize>,
-    pool_is_empty: Condvar,
+    /// Requests that other threads serve or will serve.
+    elsewhere: Mutex<usize>,
+    /// How many such threads there may be.
+    threads_elsewhere: usize,
+    none_elsewhere: Condvar,
 }
 
 /// What can be asked of a vring in one go, under its lock.
@@ -55,14 +68,17 @@ struct Taken {
 }
 
 impl Queue {
-    pub(super) fn new(index: usize) -> Self {
+    /// Queue number `index`; at most `threads_elsewhere` threads serve requests
+    /// besides its own.
+    pub(super) fn new(index: usize, threads_elsewhere: usize) -> Self {
         Self {
             index,
             serving: Mutex::default(),
             broken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            in_pool: Mutex::new(0),
-            pool_is_empty: Condvar::new(),
+            elsewhere: Mutex::new(0),
+            threads_elsewhere,
+            none_elsewhere: Condvar::new(),
         }
     }
 
@@ -73,9 +89,9 @@ impl Queue {
         self.stopping.store(true, Ordering::Release);
         drop(lock(&self.serving));
         self.stopping.store(false, Ordering::Release);
-        let mut in_pool = lock(&self.in_pool);
-        while *in_pool > 0 {
-            in_pool = wait(&self.pool_is_empty, in_pool);
+        let mut elsewhere = lock(&self.elsewhere);
+        while *elsewhere > 0 {
+            elsewhere = wait(&self.none_elsewhere, elsewhere);
         }
     }
 
@@ -94,21 +110,34 @@ impl Queue {
         }
     }
 
-    /// Serves everything that is available, on this thread.
+    /// Serves everything that is available, on this thread. What needs more than
+    /// `patience` is handed to `elsewhere`, which has it served by
+    /// [`Queue::serve_one`] on another thread.
     pub(super) fn serve<F: FileSystem>(
         &self,
-        server: &Server<F>,
+        device: &Common<F>,
         vring: &Vring,
-        memory: &GuestMemoryAtomic<GuestMemory>,
-        logging: &AtomicBool,
+        patience: Patience,
+        elsewhere: impl Fn(u16),
     ) {
         let mut workspace = lock(&self.serving);
-        while let Some(taken) = self.take(vring, memory, logging, &mut workspace.heads) {
+        while let Some(taken) = self.take(device, vring, &mut workspace.heads) {
             // The map must not be older than the chains: memory that the front
             // end has just added may hold their buffers.
-            let map = memory.memory();
-            let memory = Memory::new(&map, logging);
-            let served = self.serve_batch(server, vring, memory, &taken, &mut workspace);
+            let map = device.memory.memory();
+            let memory = Memory::new(&map, &device.logging);
+            let served =
+                self.serve_batch(memory, &taken, &mut workspace, |ring, sides, scratch| {
+                    let (head, request, reply) = sides;
+                    match device.server.handle(scratch, request, reply, patience) {
+                        Ok(len) => hand_back(vring, ring, Used { head, len }),
+                        Err(MustWait) => {
+                            self.count_elsewhere(1, taken.layout.size)?;
+                            elsewhere(head);
+                        }
+                    }
+                    Ok(())
+                });
             let left = workspace.heads.len() - served;
             if self.broken.load(Ordering::Acquire) {
                 return;
@@ -123,72 +152,72 @@ impl Queue {
         }
     }
 
-    /// Takes what is available and hands each chain to `spawn`, which has it
-    /// served by [`Queue::serve_one`] on one of `threads` other threads.
-    pub(super) fn distribute(
+    /// Takes what is available and hands each chain to `elsewhere`, which has it
+    /// served by [`Queue::serve_one`] on another thread.
+    pub(super) fn distribute<F>(
         &self,
+        device: &Common<F>,
         vring: &Vring,
-        memory: &GuestMemoryAtomic<GuestMemory>,
-        logging: &AtomicBool,
-        threads: usize,
-        mut spawn: impl FnMut(u16),
+        mut elsewhere: impl FnMut(u16),
     ) {
         let mut workspace = lock(&self.serving);
-        while let Some(taken) = self.take(vring, memory, logging, &mut workspace.heads) {
-            let mut in_pool = lock(&self.in_pool);
-            // A guest that makes a chain available again before it was used
-            // would have us queue without end. An honest one may be ahead by
-            // what each thread has handed back but not yet counted.
-            let waiting = *in_pool + workspace.heads.len();
-            if waiting > usize::from(taken.layout.size) + threads {
-                drop(in_pool);
-                return self.give_up(RingError::AvailableIndex);
+        while let Some(taken) = self.take(device, vring, &mut workspace.heads) {
+            if let Err(why) = self.count_elsewhere(workspace.heads.len(), taken.layout.size) {
+                return self.give_up(why);
             }
-            *in_pool = waiting;
-            drop(in_pool);
-            workspace.heads.iter().copied().for_each(&mut spawn);
+            workspace.heads.iter().copied().for_each(&mut elsewhere);
         }
     }
 
-    /// Serves one chain that [`Queue::distribute`] took.
+    /// Counts requests that another thread will serve.
+    ///
+    /// A guest that makes a chain available again before it was used would have
+    /// us queue without end. An honest one may be ahead by what each thread has
+    /// handed back but not yet counted.
+    fn count_elsewhere(&self, more: usize, queue_size: u16) -> Result<(), RingError> {
+        let mut elsewhere = lock(&self.elsewhere);
+        if *elsewhere + more > usize::from(queue_size) + self.threads_elsewhere {
+            return Err(RingError::AvailableIndex);
+        }
+        *elsewhere += more;
+        Ok(())
+    }
+
+    /// Serves one chain that was counted as served elsewhere, on such a thread.
     pub(super) fn serve_one<F: FileSystem>(
         &self,
-        server: &Server<F>,
+        device: &Common<F>,
         vring: &Vring,
-        map: &GuestMemory,
-        logging: &AtomicBool,
         head: u16,
         workspace: &mut Workspace,
     ) {
-        let memory = Memory::new(map, logging);
+        let map = device.memory.memory();
+        let memory = Memory::new(&map, &device.logging);
         let Workspace { spans, scratch, .. } = workspace;
         let layout = layout(&vring.get_ref());
         let outcome = Ring::new(memory, &layout).and_then(|ring| {
             let (request, reply) = ring.gather(head, spans)?;
-            let len = server.handle(scratch, request, reply);
+            let handled = device
+                .server
+                .handle(scratch, request, reply, Patience::Storage);
+            let len = handled.unwrap_or_default();
             hand_back(vring, &ring, Used { head, len });
             Ok(())
         });
         if let Err(why) = outcome {
             self.give_up(why);
         }
-        let mut in_pool = lock(&self.in_pool);
-        *in_pool -= 1;
-        if *in_pool == 0 {
-            self.pool_is_empty.notify_all();
+        let mut elsewhere = lock(&self.elsewhere);
+        *elsewhere -= 1;
+        if *elsewhere == 0 {
+            self.none_elsewhere.notify_all();
         }
     }
 
     /// Takes the next chains into `heads`; `None` when there are none, the
     /// guest was asked to kick for the next one, and none came meanwhile; or
     /// when the queue is stopped or broken.
-    fn take(
-        &self,
-        vring: &Vring,
-        memory: &GuestMemoryAtomic<GuestMemory>,
-        logging: &AtomicBool,
-        heads: &mut Vec<u16>,
-    ) -> Option<Taken> {
+    fn take<F>(&self, device: &Common<F>, vring: &Vring, heads: &mut Vec<u16>) -> Option<Taken> {
         heads.clear();
         if self.broken.load(Ordering::Acquire) {
             return None;
@@ -198,8 +227,8 @@ impl Queue {
             return None;
         }
         let layout = layout(&state);
-        let map = memory.memory();
-        let taken = Ring::new(Memory::new(&map, logging), &layout).and_then(|ring| {
+        let map = device.memory.memory();
+        let taken = Ring::new(Memory::new(&map, &device.logging), &layout).and_then(|ring| {
             let mut next_available = state.get_queue().next_avail();
             loop {
                 next_available = ring.take(next_available, BATCH, heads)?;
@@ -231,13 +260,12 @@ impl Queue {
 
     /// Serves the chains in `workspace.heads`, in order; gives how many, which
     /// is fewer than all when the queue is to stop or the guest broke the ring.
-    fn serve_batch<F: FileSystem>(
+    fn serve_batch(
         &self,
-        server: &Server<F>,
-        vring: &Vring,
         memory: Memory<'_>,
         taken: &Taken,
         workspace: &mut Workspace,
+        serve: impl Fn(&Ring<'_>, Chain<'_>, &mut Scratch) -> Result<(), RingError>,
     ) -> usize {
         let Workspace {
             spans,
@@ -251,8 +279,7 @@ impl Queue {
                     break;
                 }
                 let (request, reply) = ring.gather(head, spans)?;
-                let len = server.handle(scratch, request, reply);
-                hand_back(vring, &ring, Used { head, len });
+                serve(&ring, (head, request, reply), scratch)?;
                 served += 1;
             }
             Ok(())

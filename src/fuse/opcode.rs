@@ -35,13 +35,26 @@ pub enum Effect {
     ByArguments,
 }
 
+/// Whether serving a request may have to wait for a disk or a server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Waits {
+    /// Not to speak of.
+    No,
+    /// Only where the file system is known to be slow.
+    IfSlow,
+    /// It is what the operation is about.
+    Always,
+    /// The file system finds out by trying.
+    Tried,
+}
+
 /// Builds [`Opcode`] and its properties from the table below.
 ///
-/// A line `1 Lookup Names, Bytes(128), Reads;` becomes the variant
-/// `Opcode::Lookup = 1` and one arm in each of `from_wire`, `body`, `answer` and
-/// `effect`.
+/// A line `1 Lookup Names, Bytes(128), Reads, IfSlow;` becomes the variant
+/// `Opcode::Lookup = 1` and one arm in each of `from_wire`, `body`, `answer`,
+/// `effect` and `waits`.
 macro_rules! operations {
-    ($($number:literal $name:ident $body:expr, $answer:expr, $effect:expr;)*) => {
+    ($($number:literal $name:ident $body:expr, $answer:expr, $effect:expr, $waits:expr;)*) => {
         /// An operation of the protocol (`fuse_opcode`).
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         #[allow(missing_docs)]
@@ -70,6 +83,11 @@ macro_rules! operations {
             pub fn effect(self) -> Effect {
                 match self { $(Self::$name => $effect,)* }
             }
+
+            /// Whether serving the request may have to wait.
+            pub fn waits(self) -> Waits {
+                match self { $(Self::$name => $waits,)* }
+            }
         }
     };
 }
@@ -77,47 +95,48 @@ macro_rules! operations {
 use Answer::{Any, Bytes, Never};
 use Body::{Fixed, Names, Payload};
 use Effect::{ByArguments, Changes, Reads};
+use Waits::{Always, IfSlow, No, Tried};
 
 operations! {
-    1  Lookup        Names,       Bytes(128), Reads;
-    2  Forget        Fixed,       Never,      Reads;
-    3  Getattr       Fixed,       Bytes(104), Reads;
-    4  Setattr       Fixed,       Bytes(104), Changes;
-    5  Readlink      Fixed,       Any,        Reads;
-    6  Symlink       Names,       Bytes(128), Changes;
-    8  Mknod         Names,       Bytes(128), Changes;
-    9  Mkdir         Names,       Bytes(128), Changes;
-    10 Unlink        Names,       Bytes(0),   Changes;
-    11 Rmdir         Names,       Bytes(0),   Changes;
-    12 Rename        Names,       Bytes(0),   Changes;
-    13 Link          Names,       Bytes(128), Changes;
-    14 Open          Fixed,       Bytes(16),  ByArguments;
-    15 Read          Fixed,       Any,        Reads;
-    16 Write         Payload(40), Bytes(8),   Changes;
-    17 Statfs        Fixed,       Bytes(80),  Reads;
-    18 Release       Fixed,       Bytes(0),   Reads;
-    20 Fsync         Fixed,       Bytes(0),   Reads;
-    21 Setxattr      Names,       Bytes(0),   Changes;
-    22 Getxattr      Names,       Any,        Reads;
-    23 Listxattr     Fixed,       Any,        Reads;
-    24 Removexattr   Names,       Bytes(0),   Changes;
-    25 Flush         Fixed,       Bytes(0),   Reads;
-    26 Init          Fixed,       Bytes(64),  Reads;
-    27 Opendir       Fixed,       Bytes(16),  Reads;
-    28 Readdir       Fixed,       Any,        Reads;
-    29 Releasedir    Fixed,       Bytes(0),   Reads;
-    30 Fsyncdir      Fixed,       Bytes(0),   Reads;
-    34 Access        Fixed,       Bytes(0),   ByArguments;
-    35 Create        Names,       Bytes(144), ByArguments;
-    36 Interrupt     Fixed,       Never,      Reads;
-    38 Destroy       Fixed,       Bytes(0),   Reads;
-    42 BatchForget   Payload(8),  Never,      Reads;
-    43 Fallocate     Fixed,       Bytes(0),   Changes;
-    44 Readdirplus   Fixed,       Any,        Reads;
-    45 Rename2       Names,       Bytes(0),   Changes;
-    46 Lseek         Fixed,       Bytes(8),   Reads;
-    47 CopyFileRange Fixed,       Bytes(8),   Changes;
-    50 Syncfs        Fixed,       Bytes(0),   Reads;
+    1  Lookup        Names,       Bytes(128), Reads,       IfSlow;
+    2  Forget        Fixed,       Never,      Reads,       No;
+    3  Getattr       Fixed,       Bytes(104), Reads,       IfSlow;
+    4  Setattr       Fixed,       Bytes(104), Changes,     IfSlow;
+    5  Readlink      Fixed,       Any,        Reads,       IfSlow;
+    6  Symlink       Names,       Bytes(128), Changes,     IfSlow;
+    8  Mknod         Names,       Bytes(128), Changes,     IfSlow;
+    9  Mkdir         Names,       Bytes(128), Changes,     IfSlow;
+    10 Unlink        Names,       Bytes(0),   Changes,     IfSlow;
+    11 Rmdir         Names,       Bytes(0),   Changes,     IfSlow;
+    12 Rename        Names,       Bytes(0),   Changes,     IfSlow;
+    13 Link          Names,       Bytes(128), Changes,     IfSlow;
+    14 Open          Fixed,       Bytes(16),  ByArguments, IfSlow;
+    15 Read          Fixed,       Any,        Reads,       Tried;
+    16 Write         Payload(40), Bytes(8),   Changes,     Tried;
+    17 Statfs        Fixed,       Bytes(80),  Reads,       IfSlow;
+    18 Release       Fixed,       Bytes(0),   Reads,       IfSlow;
+    20 Fsync         Fixed,       Bytes(0),   Reads,       Always;
+    21 Setxattr      Names,       Bytes(0),   Changes,     IfSlow;
+    22 Getxattr      Names,       Any,        Reads,       IfSlow;
+    23 Listxattr     Fixed,       Any,        Reads,       IfSlow;
+    24 Removexattr   Names,       Bytes(0),   Changes,     IfSlow;
+    25 Flush         Fixed,       Bytes(0),   Reads,       IfSlow;
+    26 Init          Fixed,       Bytes(64),  Reads,       No;
+    27 Opendir       Fixed,       Bytes(16),  Reads,       IfSlow;
+    28 Readdir       Fixed,       Any,        Reads,       IfSlow;
+    29 Releasedir    Fixed,       Bytes(0),   Reads,       IfSlow;
+    30 Fsyncdir      Fixed,       Bytes(0),   Reads,       Always;
+    34 Access        Fixed,       Bytes(0),   ByArguments, IfSlow;
+    35 Create        Names,       Bytes(144), ByArguments, IfSlow;
+    36 Interrupt     Fixed,       Never,      Reads,       No;
+    38 Destroy       Fixed,       Bytes(0),   Reads,       No;
+    42 BatchForget   Payload(8),  Never,      Reads,       No;
+    43 Fallocate     Fixed,       Bytes(0),   Changes,     Always;
+    44 Readdirplus   Fixed,       Any,        Reads,       IfSlow;
+    45 Rename2       Names,       Bytes(0),   Changes,     IfSlow;
+    46 Lseek         Fixed,       Bytes(8),   Reads,       IfSlow;
+    47 CopyFileRange Fixed,       Bytes(8),   Changes,     Always;
+    50 Syncfs        Fixed,       Bytes(0),   Reads,       Always;
 }
 
 #[cfg(test)]

@@ -6,14 +6,16 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use foldhash::fast::RandomState;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::dir::DirStream;
 use super::fd_budget::GuestFd;
+use super::file_systems::Kind;
 use crate::id::{HandleId, NodeId};
 use crate::sys::locks::{read, write};
 
@@ -25,19 +27,25 @@ const SHARDS: usize = 16;
 pub struct Handle {
     node: NodeId,
     fd: GuestFd,
-    /// Whether it is a file on a local file system (see `short_reads`).
-    is_local: bool,
+    /// The file system, for a file.
+    kind: Kind,
+    /// Whether reads and writes go to the disk itself.
+    is_synchronous: bool,
+    /// Whether the host was seen to refuse `RWF_NOWAIT`.
+    refuses_nowait: AtomicBool,
     /// The position, for a directory.
     stream: Option<Mutex<DirStream>>,
 }
 
 impl Handle {
-    /// An open file.
-    pub fn file(node: NodeId, fd: GuestFd, is_local: bool) -> Self {
+    /// An open file, and the flags that it was opened with.
+    pub fn file(node: NodeId, fd: GuestFd, kind: Kind, flags: OFlags) -> Self {
         Self {
             node,
             fd,
-            is_local,
+            kind,
+            is_synchronous: flags.intersects(OFlags::DIRECT | OFlags::DSYNC | OFlags::SYNC),
+            refuses_nowait: AtomicBool::new(false),
             stream: None,
         }
     }
@@ -47,14 +55,31 @@ impl Handle {
         Self {
             node,
             fd,
-            is_local: false,
+            kind: Kind::Other,
+            is_synchronous: false,
+            refuses_nowait: AtomicBool::new(false),
             stream: Some(Mutex::new(DirStream::new())),
         }
     }
 
-    /// Whether it is a file on a local file system (see `short_reads`).
-    pub fn is_local(&self) -> bool {
-        self.is_local
+    /// The file system, for a file.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether reads and writes go to the disk itself.
+    pub fn is_synchronous(&self) -> bool {
+        self.is_synchronous
+    }
+
+    /// Whether the host was seen to refuse `RWF_NOWAIT`.
+    pub fn refuses_nowait(&self) -> bool {
+        self.refuses_nowait.load(Ordering::Relaxed)
+    }
+
+    /// The host refused `RWF_NOWAIT`.
+    pub fn note_nowait_refused(&self) {
+        self.refuses_nowait.store(true, Ordering::Relaxed);
     }
 
     /// The position of a directory; `None` for a file.
@@ -163,10 +188,14 @@ mod tests {
         FdBudget::new(1).reserve().unwrap().hold(file.into())
     }
 
+    fn file(node: u64) -> Handle {
+        Handle::file(NodeId(node), fd(), Kind::Local, OFlags::RDONLY)
+    }
+
     #[test]
     fn a_handle_is_known_only_with_its_node_and_kind() {
         let handles = Handles::new();
-        let file = handles.insert(Handle::file(NodeId(5), fd(), true));
+        let file = handles.insert(file(5));
         let dir = handles.insert(Handle::directory(NodeId(6), fd()));
         assert!(handles.file(NodeId(5), file).is_ok());
         assert!(handles.directory(NodeId(6), dir).is_ok());
@@ -181,7 +210,7 @@ mod tests {
     #[test]
     fn a_second_release_is_ebadf() {
         let handles = Handles::new();
-        let id = handles.insert(Handle::file(NodeId(5), fd(), true));
+        let id = handles.insert(file(5));
         assert_eq!(handles.remove(NodeId(5), id), Ok(()));
         assert_eq!(handles.remove(NodeId(5), id), Err(Errno::BADF));
     }

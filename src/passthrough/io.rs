@@ -6,17 +6,21 @@ use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Passthrough;
-use super::short_reads::stopped_within_block;
-use crate::fs::Result;
+use super::file_systems::{Kind, stopped_within_block};
+use super::handles::Handle;
+use crate::fs::{Failure, Patience, Result, Waiting};
 use crate::fuse::flags::{init, write};
 use crate::fuse::op::{CopyFileRangeArgs, FallocateArgs, ReadArgs, WriteArgs};
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
-use crate::sys::vectored::RWF_APPEND;
+use crate::sys::vectored::{RWF_APPEND, RWF_NOWAIT};
 
 /// The most that one COPY_FILE_RANGE copies, so that it does not keep its queue
 /// for long; the guest asks again for the rest.
 const MAX_COPY_BYTES: u64 = 64 << 20;
+
+/// The most that a thread writes whose queue waits for it.
+const MAX_INLINE_WRITE_BYTES: u32 = 256 << 10;
 
 /// FSYNC and FSYNCDIR.
 ///
@@ -30,22 +34,58 @@ pub(super) fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
     }
 }
 
+/// The flags with which a file is read by a thread that may not wait.
+fn flags_of_impatient_read(file: &Handle) -> Waiting<i32> {
+    if file.kind() == Kind::Memory {
+        return Ok(0);
+    }
+    // A direct read waits for the disk even where it is told not to wait.
+    if file.is_synchronous() || (file.refuses_nowait() && file.kind() == Kind::Served) {
+        return Err(Failure::MustWait);
+    }
+    Ok(if file.refuses_nowait() { 0 } else { RWF_NOWAIT })
+}
+
+/// Whether writing keeps a thread for long: because it ends on the disk or on a
+/// server, or because there is so much to copy.
+fn write_waits(file: &Handle, args: &WriteArgs) -> bool {
+    let sync = (OFlags::DSYNC | OFlags::SYNC).bits();
+    file.is_synchronous()
+        || args.flags & sync != 0
+        || file.kind() == Kind::Served
+        || args.size > MAX_INLINE_WRITE_BYTES
+}
+
 impl Passthrough {
-    /// READ.
+    /// READ: where nobody may wait, what is in the host's page cache.
     pub(super) fn read_file(
         &self,
         node: NodeId,
         args: &ReadArgs,
         into: &mut Writable<'_>,
-    ) -> Result<()> {
+        patience: Patience,
+    ) -> Waiting<()> {
         let file = self.handles.file(node, args.handle)?;
+        let mut flags = match patience {
+            Patience::Nothing => flags_of_impatient_read(&file)?,
+            Patience::Storage => 0,
+        };
         let mut offset = args.offset;
         // A short answer reads as the end of the file in the guest, so it may
         // not come from anything else: an error behind good data must be seen.
         while !into.is_empty() {
-            let n = into.fill_from(file.as_fd(), offset, 0)?;
+            let n = match into.fill_from(file.as_fd(), offset, flags) {
+                Ok(n) => n,
+                Err(Errno::AGAIN) if flags & RWF_NOWAIT != 0 => return Err(Failure::MustWait),
+                Err(Errno::OPNOTSUPP) if flags & RWF_NOWAIT != 0 => {
+                    file.note_nowait_refused();
+                    flags = flags_of_impatient_read(&file)?;
+                    continue;
+                }
+                Err(errno) => return Err(errno.into()),
+            };
             offset += n as u64;
-            let at_end = n == 0 || (file.is_local() && stopped_within_block(offset));
+            let at_end = n == 0 || (file.kind() == Kind::Local && stopped_within_block(offset));
             if at_end {
                 break;
             }
@@ -59,8 +99,12 @@ impl Passthrough {
         node: NodeId,
         args: &WriteArgs,
         from: &mut Readable<'_>,
-    ) -> Result<u32> {
+        patience: Patience,
+    ) -> Waiting<u32> {
         let file = self.handles.file(node, args.handle)?;
+        if patience == Patience::Nothing && write_waits(&file, args) {
+            return Err(Failure::MustWait);
+        }
         let from_cache = args.write_flags & write::CACHE != 0;
         let appends = args.flags & OFlags::APPEND.bits() != 0
             && !from_cache
@@ -75,13 +119,13 @@ impl Passthrough {
         let mut written = 0;
         while !from.is_empty() {
             match from.write_to(file.as_fd(), args.offset + u64::from(written), flags) {
-                Ok(0) if from_cache => return Err(Errno::IO),
+                Ok(0) if from_cache => return Err(Errno::IO.into()),
                 Ok(0) => break,
                 Ok(n) => written += n as u32,
                 // The process that writes hears how much was written and asks
                 // again; the page cache has nobody who would, so it must fail.
                 Err(_) if written > 0 && !from_cache => break,
-                Err(errno) => return Err(errno),
+                Err(errno) => return Err(errno.into()),
             }
         }
         Ok(written)

@@ -81,6 +81,9 @@ impl Passthrough {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
         let found = identify(fd.as_fd())?;
+        if found.key.device != parent.key().device {
+            self.file_systems.meet(found.key.device, fd.as_fd());
+        }
         let node = self.inodes.insert(found.key, found.kind, place.hold(fd));
         Ok(self.entry_beneath(parent, node, &found))
     }

@@ -10,6 +10,7 @@ mod attr;
 mod credentials;
 mod dir;
 mod fd_budget;
+mod file_systems;
 mod handles;
 mod id_map;
 mod inode;
@@ -18,7 +19,6 @@ mod io;
 mod lookup;
 mod namespace;
 mod open;
-mod short_reads;
 mod xattr;
 
 use std::ffi::CStr;
@@ -34,7 +34,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::config::{CachePolicy, Config};
-use crate::fs::{Attributes, Entry, FileSystem, Opened, Result};
+use crate::fs::{Attributes, Entry, FileSystem, Opened, Patience, Result, Waiting};
 use crate::fuse::abi::StatfsOut;
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
@@ -49,11 +49,11 @@ use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
 use credentials::{AsGuest, Credentials, Override};
 use fd_budget::FdBudget;
+use file_systems::FileSystems;
 use handles::Handles;
 pub use id_map::IdMaps;
 use inode::Node;
 use inode_store::InodeStore;
-use short_reads::FileSystems;
 
 /// A directory tree of the host.
 #[derive(Debug)]
@@ -105,6 +105,8 @@ impl Passthrough {
         let place = budget
             .reserve()
             .context("no descriptor is left for the shared directory")?;
+        let file_systems = FileSystems::default();
+        file_systems.meet(found.key.device, root.as_fd());
         rustix::process::umask(Mode::empty());
         Ok(Self {
             config,
@@ -114,7 +116,7 @@ impl Passthrough {
             inodes: InodeStore::new(found.key, found.kind, place.hold(root)),
             budget,
             handles: Handles::new(),
-            file_systems: FileSystems::default(),
+            file_systems,
             features: AtomicU64::new(0),
         })
     }
@@ -206,6 +208,13 @@ impl FileSystem for Passthrough {
         self.features.store(0, Ordering::Relaxed);
     }
 
+    fn is_slow(&self, node: NodeId) -> bool {
+        self.file_systems.any_is_served()
+            && self
+                .node(node)
+                .is_ok_and(|inode| self.file_systems.is_served(inode.key().device))
+    }
+
     fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
         self.look_up(parent, name)
     }
@@ -270,12 +279,24 @@ impl FileSystem for Passthrough {
         self.create_file(who, parent, args)
     }
 
-    fn read(&self, node: NodeId, args: &ReadArgs, into: &mut Writable<'_>) -> Result<()> {
-        self.read_file(node, args, into)
+    fn read(
+        &self,
+        node: NodeId,
+        args: &ReadArgs,
+        into: &mut Writable<'_>,
+        patience: Patience,
+    ) -> Waiting<()> {
+        self.read_file(node, args, into, patience)
     }
 
-    fn write(&self, node: NodeId, args: &WriteArgs, from: &mut Readable<'_>) -> Result<u32> {
-        self.write_file(node, args, from)
+    fn write(
+        &self,
+        node: NodeId,
+        args: &WriteArgs,
+        from: &mut Readable<'_>,
+        patience: Patience,
+    ) -> Waiting<u32> {
+        self.write_file(node, args, from, patience)
     }
 
     fn release(&self, node: NodeId, handle: HandleId) -> Result<()> {

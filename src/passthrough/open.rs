@@ -66,9 +66,10 @@ impl Passthrough {
             _ => return Err(Errno::PERM),
         }
         let place = self.budget.reserve()?;
-        let file = self.reopen(inode.as_fd(), self.host_flags(guest_flags))?;
-        let is_local = self.file_systems.is_local(inode.key().device, file.as_fd());
-        Ok(self.opened_file(Handle::file(node, place.hold(file), is_local)))
+        let flags = self.host_flags(guest_flags);
+        let file = self.reopen(inode.as_fd(), flags)?;
+        let kind = self.file_systems.kind(inode.key().device, file.as_fd());
+        Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
     }
 
     /// OPENDIR.
@@ -114,7 +115,7 @@ impl Passthrough {
             rustix::fs::openat(&parent, args.name.as_c_str(), flags, mode)
         };
         match created {
-            Ok(file) => self.enter_created(&parent, args, file, places),
+            Ok(file) => self.enter_created(&parent, args, (file, flags), places),
             Err(Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {
                 drop(places);
                 self.open_existing(&parent, args)
@@ -128,7 +129,7 @@ impl Passthrough {
         &self,
         parent: &Node,
         args: &CreateArgs<'_>,
-        file: OwnedFd,
+        (file, flags): (OwnedFd, OFlags),
         places: (super::fd_budget::Place, super::fd_budget::Place),
     ) -> Result<(Entry, Opened)> {
         let entered = identify(file.as_fd())
@@ -144,8 +145,9 @@ impl Passthrough {
         let node = self
             .inodes
             .insert(found.key, found.kind, places.0.hold(path));
-        let is_local = self.file_systems.is_local(found.key.device, file.as_fd());
-        let opened = self.opened_file(Handle::file(node, places.1.hold(file), is_local));
+        let kind = self.file_systems.kind(found.key.device, file.as_fd());
+        let handle = Handle::file(node, places.1.hold(file), kind, flags);
+        let opened = self.opened_file(handle);
         Ok((self.entry(node, &found), opened))
     }
 

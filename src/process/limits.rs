@@ -14,7 +14,8 @@ const FEW_FOR_GUEST: u64 = 128;
 /// One descriptor for each memory region that the front end may share.
 const MEMORY_SLOTS: u64 = 509;
 
-/// The daemon's own files, sockets and mounts, and the first request queue.
+/// The daemon's own files, sockets and mounts, the first request queue, and one
+/// that each of the threads that wait may have open for a moment.
 const OWN_FILES: u64 = 100;
 
 /// Kick, call and error event, two ends each of the exit and the enabling event,

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Access, Server};
-use crate::fs::{Entry, FileSystem};
+use crate::fs::{Entry, Failure, FileSystem, Patience};
 use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, LseekOut, WriteOut};
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::init::{Negotiation, negotiate};
@@ -28,11 +28,12 @@ impl<F: FileSystem> Server<F> {
         packed: &mut Vec<u8>,
         request: &mut Readable<'_>,
         reply: &mut Writable<'_>,
-    ) -> Result<(), Errno> {
+        patience: Patience,
+    ) -> Result<(), Failure> {
         let fs = &self.fs;
         let node = NodeId(header.nodeid);
         let who = &Caller::of(header);
-        match op {
+        let done = match op {
             Op::Lookup { name } => put_entry(reply, &fs.lookup(node, name)?),
             Op::Forget { count } => {
                 fs.forget(node, count);
@@ -67,14 +68,14 @@ impl<F: FileSystem> Server<F> {
             }
             Op::Read(args) => {
                 reply.limit(args.size as usize);
-                fs.read(node, &args, reply)
+                return fs.read(node, &args, reply, patience);
             }
             Op::Write(args) => {
                 if request.len() < args.size as usize {
-                    return Err(Errno::INVAL);
+                    return Err(Errno::INVAL.into());
                 }
                 request.limit(args.size as usize);
-                let size = fs.write(node, &args, request)?;
+                let size = fs.write(node, &args, request, patience)?;
                 put(reply, &WriteOut { size, padding: 0 })
             }
             Op::Statfs => put(reply, &fs.statfs(node)?),
@@ -117,7 +118,8 @@ impl<F: FileSystem> Server<F> {
                 put(reply, &WriteOut { size, padding: 0 })
             }
             Op::Syncfs => fs.syncfs(node),
-        }
+        };
+        Ok(done?)
     }
 
     /// Settles the features and begins a session.

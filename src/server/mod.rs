@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::fs::FileSystem;
+use crate::fs::{Failure, FileSystem, Patience};
 use crate::fuse::abi::{InHeader, OutHeader};
 use crate::fuse::decode::decode;
-use crate::fuse::opcode::{Answer, Body, Opcode};
+use crate::fuse::opcode::{Answer, Body, Opcode, Waits};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
+use crate::id::NodeId;
 pub use read_only::Access;
 
 /// Bytes of the longest fixed struct, rounded up.
@@ -37,6 +38,12 @@ pub struct Scratch {
     /// A reply that is packed before it is copied into guest memory.
     reply: Vec<u8>,
 }
+
+/// A request that has to wait longer than it may. Nothing was done; it is to be
+/// handled again, from its first byte, where it may wait.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct MustWait;
 
 /// Serves the requests of one device over a file system.
 #[derive(Debug)]
@@ -65,19 +72,23 @@ impl<F: FileSystem> Server<F> {
     }
 
     /// Serves one request; gives the bytes written into its reply buffers.
+    ///
+    /// # Errors
+    /// [`MustWait`], never with [`Patience::Storage`].
     pub fn handle(
         &self,
         scratch: &mut Scratch,
         mut request: Readable<'_>,
         mut reply: Writable<'_>,
-    ) -> u32 {
+        patience: Patience,
+    ) -> Result<u32, MustWait> {
         let mut bytes = [0; size_of::<InHeader>()];
         if request.copy_out(&mut bytes) < bytes.len() {
             log::debug!("a request of less than a header was dropped");
-            return 0;
+            return Ok(0);
         }
         let Ok(header) = InHeader::read_from_bytes(&bytes) else {
-            return 0;
+            return Ok(0);
         };
         let opcode = Opcode::from_wire(header.opcode);
         let answer = opcode.map_or(Answer::Bytes(0), Opcode::answer);
@@ -87,21 +98,27 @@ impl<F: FileSystem> Server<F> {
                 Some(front) => Some(front),
                 None => {
                     log::debug!("request {header:?} has no room for a reply");
-                    return 0;
+                    return Ok(0);
                 }
             },
         };
         let room = reply.len();
         let result = match (opcode, answer) {
-            (None, _) => Err(Errno::NOSYS),
-            (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL),
-            (Some(opcode), _) => self.serve(scratch, opcode, &header, &mut request, &mut reply),
+            (None, _) => Err(Errno::NOSYS.into()),
+            (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL.into()),
+            (Some(opcode), _) if self.must_wait(opcode, &header, patience) => {
+                Err(Failure::MustWait)
+            }
+            (Some(opcode), _) => {
+                self.serve(scratch, opcode, &header, &mut request, &mut reply, patience)
+            }
         };
-        let Some(front) = front else { return 0 };
         let (len, error) = match result {
             Ok(()) => (reply.written(), 0),
-            Err(errno) => (0, -errno.raw_os_error()),
+            Err(Failure::Errno(errno)) => (0, -errno.raw_os_error()),
+            Err(Failure::MustWait) => return Err(MustWait),
         };
+        let Some(front) = front else { return Ok(0) };
         log::trace!("{header:?} -> {len} bytes, error {error}");
         let len = (size_of::<OutHeader>() + len) as u32;
         let mut bytes = [0; size_of::<OutHeader>()];
@@ -114,7 +131,17 @@ impl<F: FileSystem> Server<F> {
             .as_bytes(),
         );
         front.write(&bytes);
-        len
+        Ok(len)
+    }
+
+    /// Whether an operation cannot even be tried without waiting.
+    fn must_wait(&self, opcode: Opcode, header: &InHeader, patience: Patience) -> bool {
+        patience == Patience::Nothing
+            && match opcode.waits() {
+                Waits::No | Waits::Tried => false,
+                Waits::IfSlow => self.fs.is_slow(NodeId(header.nodeid)),
+                Waits::Always => true,
+            }
     }
 
     /// Copies the body out, decodes it and lets the file system work.
@@ -125,7 +152,8 @@ impl<F: FileSystem> Server<F> {
         header: &InHeader,
         request: &mut Readable<'_>,
         reply: &mut Writable<'_>,
-    ) -> Result<(), Errno> {
+        patience: Patience,
+    ) -> Result<(), Failure> {
         let stated = (header.len as usize)
             .checked_sub(size_of::<InHeader>())
             .filter(|len| *len <= request.len())
@@ -142,13 +170,13 @@ impl<F: FileSystem> Server<F> {
         } = scratch;
         body.resize(body_len, 0);
         request.copy_out(body);
-        let op = decode(opcode, header, body)?;
+        let op = decode(opcode, header, body).map_err(Errno::from)?;
         if !self.in_session.load(Ordering::Acquire) && opcode != Opcode::Init {
-            return Err(Errno::IO);
+            return Err(Errno::IO.into());
         }
         if self.access == Access::ReadOnly {
             read_only::check(opcode, &op)?;
         }
-        self.dispatch(header, op, packed, request, reply)
+        self.dispatch(header, op, packed, request, reply, patience)
     }
 }

@@ -2,6 +2,7 @@
 //! died half way through a change, so the process stops.
 
 use std::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 /// Locks.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -23,4 +24,17 @@ pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<
     condition
         .wait(guard)
         .unwrap_or_else(|_| std::process::abort())
+}
+
+/// Waits at most `time` with the lock given up meanwhile; tells whether it was
+/// that long.
+pub fn wait_for<'a, T>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, T>,
+    time: Duration,
+) -> (MutexGuard<'a, T>, bool) {
+    let (guard, result) = condition
+        .wait_timeout(guard, time)
+        .unwrap_or_else(|_| std::process::abort());
+    (guard, result.timed_out())
 }

@@ -9,6 +9,10 @@ use rustix::io::Errno;
 /// Flag of `pwritev2(2)`: append to the end of the file, whatever the offset.
 pub const RWF_APPEND: i32 = libc::RWF_APPEND;
 
+/// Flag of `preadv2(2)`: `EAGAIN` instead of waiting for a disk; `EOPNOTSUPP`
+/// where the file system cannot tell.
+pub const RWF_NOWAIT: i32 = libc::RWF_NOWAIT;
+
 /// The most vectors that one call takes (`UIO_MAXIOV`).
 pub const IOV_MAX: usize = 1024;
 

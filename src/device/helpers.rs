@@ -1,0 +1,174 @@
+//! Threads that serve what the queues' own threads must not wait for.
+//!
+//! They start when there is work and no idle one, and end when there was none
+//! for a while: a daemon whose requests never wait has none, and one that is
+//! idle has no timer.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::queue::Workspace;
+use crate::sys::locks::{lock, wait_for};
+
+/// Work for a helper, which lends its buffers.
+pub(super) type Job = Box<dyn FnOnce(&mut Workspace) + Send>;
+
+/// How long a thread stays without work.
+pub(super) const IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// A bounded number of threads with one list of work.
+pub(super) struct Helpers {
+    name: &'static str,
+    most: usize,
+    idle_time: Duration,
+    /// The working directory of each.
+    directory: OwnedFd,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    /// Threads that wait for work, or were woken and have not taken it yet.
+    idle: usize,
+}
+
+impl Helpers {
+    /// No threads yet, at most `most` at any time, each for as long as it is not
+    /// without work for `idle_time`.
+    pub(super) fn new(
+        name: &'static str,
+        most: usize,
+        idle_time: Duration,
+        directory: OwnedFd,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            most,
+            idle_time,
+            directory,
+            state: Mutex::default(),
+            work: Condvar::new(),
+        })
+    }
+
+    /// Has a thread do the job, or where all are busy the next one that is free.
+    ///
+    /// # Errors
+    /// Gives the job back when there is no thread at all and none can be started.
+    pub(super) fn run(self: &Arc<Self>, job: Job) -> Result<(), Job> {
+        let mut state = lock(&self.state);
+        state.jobs.push_back(job);
+        if state.jobs.len() <= state.idle {
+            drop(state);
+            self.work.notify_one();
+            return Ok(());
+        }
+        if state.threads == self.most {
+            return Ok(());
+        }
+        state.threads += 1;
+        drop(state);
+        let this = Arc::clone(self);
+        let started = thread::Builder::new()
+            .name(self.name.to_owned())
+            .spawn(move || this.work());
+        let Err(error) = started else { return Ok(()) };
+        log::debug!("cannot start a thread: {error}");
+        let mut state = lock(&self.state);
+        state.threads -= 1;
+        match state.jobs.pop_back() {
+            Some(job) if state.threads == 0 => Err(job),
+            job => {
+                state.jobs.extend(job);
+                Ok(())
+            }
+        }
+    }
+
+    /// The life of a thread.
+    fn work(&self) {
+        super::settle(&self.directory);
+        let mut workspace = Workspace::default();
+        while let Some(job) = self.next() {
+            job(&mut workspace);
+        }
+    }
+
+    /// The next job; `None` when the thread is to end.
+    fn next(&self) -> Option<Job> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            state.idle += 1;
+            let timed_out;
+            (state, timed_out) = wait_for(&self.work, state, self.idle_time);
+            state.idle -= 1;
+            if timed_out && state.jobs.is_empty() {
+                state.threads -= 1;
+                return None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    fn helpers(most: usize, idle_time: Duration) -> Arc<Helpers> {
+        let directory = std::fs::File::open("/").unwrap();
+        Helpers::new("test", most, idle_time, directory.into())
+    }
+
+    #[test]
+    fn as_many_jobs_as_there_may_be_threads_wait_for_each_other() {
+        let helpers = helpers(4, IDLE_TIME);
+        let all = Arc::new(Barrier::new(5));
+        for _ in 0..4 {
+            let all = Arc::clone(&all);
+            assert!(helpers.run(Box::new(move |_| _ = all.wait())).is_ok());
+        }
+        all.wait();
+        assert_eq!(lock(&helpers.state).threads, 4);
+    }
+
+    #[test]
+    fn what_is_beyond_the_bound_waits_and_is_done() {
+        let helpers = helpers(2, IDLE_TIME);
+        let (sender, receiver) = channel();
+        for number in 0..100 {
+            let sender = sender.clone();
+            let job = Box::new(move |_: &mut Workspace| sender.send(number).unwrap());
+            assert!(helpers.run(job).is_ok());
+        }
+        let mut done: Vec<i32> = receiver.iter().take(100).collect();
+        done.sort_unstable();
+        assert!(done.into_iter().eq(0..100));
+        assert!(lock(&helpers.state).threads <= 2);
+    }
+
+    #[test]
+    fn threads_without_work_end_and_others_start_when_there_is_some() {
+        let helpers = helpers(3, Duration::from_millis(1));
+        for _ in 0..3 {
+            let (sender, receiver) = channel();
+            let job = Box::new(move |_: &mut Workspace| sender.send(()).unwrap());
+            assert!(helpers.run(job).is_ok());
+            receiver.recv().unwrap();
+            while lock(&helpers.state).threads > 0 {
+                thread::yield_now();
+            }
+        }
+    }
+}
