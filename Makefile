@@ -14,24 +14,33 @@ DOCDIR ?= $(DATADIR)/doc/virtiofsd
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 CARGO ?= cargo
+CARGO_DEB ?= cargo-deb
 INSTALL ?= install
 TARGET ?= target
 BINARY ?= $(TARGET)/release/virtiofsd
 PAGES := $(TARGET)/pages
-STAGE := $(TARGET)/stage
+# Where Cargo.toml has the package's files from.
+STAGE := target/deb
 
 to := $(DESTDIR)
 fill_in := sed 's|@BINARY@|$(LIBEXECDIR)/virtiofsd|'
 
-.PHONY: all install uninstall stage deb check
+.PHONY: all install uninstall deb check
 
-all:
+.PHONY: binary pages
+all: binary pages
+
+binary:
 	$(CARGO) build --release --locked
+
+pages:
 	$(CARGO) run --quiet --locked --example generate -- $(PAGES)
 
 # Nothing is built as root that is there already.
-$(BINARY) $(PAGES)/virtiofsd.1:
-	$(MAKE) all
+$(BINARY):
+	$(MAKE) binary
+$(PAGES)/virtiofsd.1:
+	$(MAKE) pages
 
 # Each line of a recipe is one place; `uninstall` below has the same ones.
 install: $(BINARY) $(PAGES)/virtiofsd.1
@@ -57,6 +66,17 @@ uninstall:
 	rm -f $(to)$(DATADIR)/qemu/vhost-user/50-virtiofsd.json
 	rm -f $(to)$(UNITDIR)/virtiofsd@.service $(to)$(UNITDIR)/virtiofsd@.socket
 	rm -rf $(to)$(DOCDIR)
+
+# The licences are in the package's copyright file, and the list of changes has
+# the name that Debian gives it.
+deb: $(BINARY) $(PAGES)/virtiofsd.1
+	rm -rf $(STAGE)
+	$(MAKE) install DESTDIR=$(STAGE) PREFIX=/usr UNITDIR=/lib/systemd/system
+	rm $(STAGE)/usr/share/doc/virtiofsd/LICENSE-*
+	mv $(STAGE)/usr/share/doc/virtiofsd/CHANGELOG.md $(STAGE)/usr/share/doc/virtiofsd/changelog
+	gzip -9n $(STAGE)/usr/share/doc/virtiofsd/changelog
+	strip $(STAGE)/usr/libexec/virtiofsd
+	$(CARGO_DEB) --no-build --no-strip --locked $(DEB_OPTIONS)
 
 check:
 	tests/run
