@@ -1,6 +1,7 @@
 //! What the operator settled about the shared tree, as plain data.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How far the guest may trust what it has cached.
@@ -43,6 +44,9 @@ pub struct Config {
     pub readdirplus: bool,
     /// Whether extended attributes are served.
     pub xattr: bool,
+    /// The rules about their names, the first that fits first; every name meets
+    /// one. `None` leaves the names alone.
+    pub xattr_map: Option<Arc<[XattrRule]>>,
     /// Whether `O_NOATIME` of the guest reaches the host.
     pub preserve_noatime: bool,
     /// Whether mounts below the shared directory are mounts in the guest.
@@ -98,5 +102,66 @@ impl fmt::Display for Translation {
             Self::ForbidGuest { from, count } => return write!(f, "forbid-guest:{from}:{count}"),
         };
         write!(f, "{kind}:{from}:{to}:{count}")
+    }
+}
+
+/// Whether the guest is to have a feature that its kernel may lack.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Wanted {
+    /// It is not offered.
+    #[default]
+    No,
+    /// It is used where the guest has it.
+    IfOffered,
+    /// A guest without it cannot mount.
+    Always,
+}
+
+/// One rule about the names of extended attributes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct XattrRule {
+    /// What the rule does.
+    pub kind: XattrRuleKind,
+    /// Whose names it looks at.
+    pub scope: XattrScope,
+    /// The beginning of the guest's names that it is about.
+    pub key: Vec<u8>,
+    /// The beginning of the host's names that it is about.
+    pub prepend: Vec<u8>,
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum XattrRuleKind {
+    /// Puts `prepend` in front for the host, takes it away for the guest.
+    Prefix,
+    /// Passes the name on as it is.
+    Ok,
+    /// Refuses or hides the name.
+    Bad,
+    /// Says that such names are not supported, or hides them.
+    Unsupported,
+}
+
+/// Whose names a rule looks at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum XattrScope {
+    /// Those that the guest sends.
+    Client,
+    /// Those that the host lists.
+    Server,
+    /// Both.
+    All,
+}
+
+impl XattrRule {
+    /// Whether it looks at names that the guest sends.
+    pub fn is_for_guest(&self) -> bool {
+        self.scope != XattrScope::Server
+    }
+
+    /// Whether it looks at names that the host lists.
+    pub fn is_for_host(&self) -> bool {
+        self.scope != XattrScope::Client
     }
 }

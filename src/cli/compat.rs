@@ -144,7 +144,7 @@ fn log_level(options: &mut Options, value: &str) -> Result<(), String> {
 }
 
 fn xattr_map(options: &mut Options, value: &str) -> Result<(), String> {
-    options.xattrmap = Some(parse_xattr_map(value)?);
+    options.xattrmap = Some(parse_xattr_map(value.as_bytes())?);
     Ok(())
 }
 
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(options.cache, CacheChoice::Metadata);
         assert_eq!(options.sandbox, Sandbox::Chroot);
         assert_eq!(options.log_level, LevelFilter::Error);
-        assert_eq!(options.xattrmap.unwrap().len(), 1);
+        assert_eq!(options.xattrmap.unwrap().len(), 2);
         assert_eq!(options.modcaps.as_deref(), Some("+chown"));
         assert!(options.xattr && options.no_readdirplus && options.writeback);
         assert!(options.allow_direct_io && options.killpriv_v2);

@@ -41,11 +41,6 @@ const TABLE: &[Later] = &[
         instead: "leave it out, and label new files from the guest with --xattr",
     },
     Later {
-        option: "--xattrmap",
-        is_asked: |o| o.xattrmap.is_some(),
-        instead: "use --xattr for the names as they are",
-    },
-    Later {
         option: "--killpriv-v2",
         is_asked: |o| o.killpriv_v2,
         instead: "leave it out: the guest drops the bits itself",

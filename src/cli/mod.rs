@@ -22,7 +22,7 @@ pub use options::{
     CacheChoice, FileHandles, MigrationMode, MigrationOnError, Negotiation, Options, Sandbox,
     Seccomp, XattrMapRules,
 };
-pub use values::{IdMap, ModCaps, Tag, XattrRule, XattrRuleKind, XattrScope};
+pub use values::{IdMap, ModCaps, Tag};
 
 use crate::config::{CachePolicy, Config};
 
@@ -243,6 +243,7 @@ impl Options {
             // Attributes that may not be kept are not worth sending along.
             readdirplus: !self.no_readdirplus && cache != CachePolicy::Never,
             xattr: self.xattr || xattr_is_implied,
+            xattr_map: self.xattrmap.clone(),
             preserve_noatime: self.preserve_noatime,
             announce_submounts: !self.no_announce_submounts,
             translate_uid: self.translate_uid.clone(),

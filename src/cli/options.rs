@@ -1,15 +1,15 @@
 //! The options. Their doc comments are the text of `--help`.
 
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Parser, ValueEnum, ValueHint};
 use log::LevelFilter;
 
-use super::values::{
-    IdMap, Tag, XattrRule, parse_id_map, parse_tag, parse_translation, parse_xattr_map,
-};
-use crate::config::{CachePolicy, Translation};
+use super::values::{IdMap, Tag, parse_id_map, parse_tag, parse_translation, parse_xattr_map};
+use crate::config::{CachePolicy, Translation, XattrRule};
 
 /// How the start of the usage line reads.
 const USAGE: &str = "virtiofsd --shared-dir <DIR> --socket-path <PATH> [OPTIONS]";
@@ -126,7 +126,7 @@ pub struct Options {
     /// Rename or hide extended attributes by a list of rules, such as
     /// ":map::user.guest.:"; implies --xattr.
     #[arg(long, value_name = "RULES", help_heading = "Files and attributes")]
-    #[arg(value_parser = parse_xattr_map)]
+    #[arg(value_parser = bytes(parse_xattr_map))]
     pub xattrmap: Option<XattrMapRules>,
 
     /// Serve POSIX access control lists; without MODE it means always; implies
@@ -268,6 +268,13 @@ pub struct Options {
     /// Does nothing: the daemon always stays in the foreground.
     #[arg(short = 'f', help_heading = "Deprecated")]
     pub foreground: bool,
+}
+
+/// A parser of a value that need not be text.
+fn bytes<T: Clone + Send + Sync + 'static>(
+    parse: fn(&[u8]) -> Result<T, String>,
+) -> impl TypedValueParser<Value = T> {
+    OsStringValueParser::new().try_map(move |value| parse(value.as_bytes()))
 }
 
 /// The rules of `--xattrmap`. A type of its own, since a plain `Vec` would

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use log::LevelFilter;
 
-use crate::config::{Range, Translation};
+use crate::config::{Range, Translation, XattrRule, XattrRuleKind, XattrScope};
 
 /// Bytes of the tag field in the configuration space (virtio 1.2, 5.11.4).
 const TAG_BYTES: usize = 36;
@@ -156,110 +156,129 @@ pub(super) fn parse_modcaps(text: &str) -> anyhow::Result<ModCaps> {
     Ok(caps)
 }
 
-/// One rule of `--xattrmap` as it was written.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct XattrRule {
-    /// What the rule does.
-    pub kind: XattrRuleKind,
-    /// Which names it looks at: `None` for a map rule, which has no scope.
-    pub scope: Option<XattrScope>,
-    /// The beginning of a guest's name.
-    pub key: String,
-    /// The beginning of a host's name.
-    pub prepend: String,
-}
-
-/// What a rule of `--xattrmap` does.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum XattrRuleKind {
-    /// Puts `prepend` in front for the host, takes it away for the guest.
-    Prefix,
-    /// Passes the name on as it is.
-    Ok,
-    /// Refuses or hides the name.
-    Bad,
-    /// Says that such names are not supported, or hides them.
-    Unsupported,
-    /// Stands for a whole list of the others.
-    Map,
-}
-
-/// Whose names a rule of `--xattrmap` looks at.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum XattrScope {
-    /// Those that the guest sends.
-    Client,
-    /// Those that the host lists.
-    Server,
-    /// Both.
-    All,
-}
-
-/// Rules `:TYPE:SCOPE:KEY:PREPEND:`, or last and once `:map:KEY:PREPEND:`. The
-/// first character of each rule is its delimiter; white space may stand in
-/// between.
-pub(super) fn parse_xattr_map(text: &str) -> Result<Arc<[XattrRule]>, String> {
+/// Rules `:TYPE:SCOPE:KEY:PREPEND:`, or last and once `:map:KEY:PREPEND:`,
+/// which stands for two or three of the others. The first character of each rule
+/// is its delimiter; white space may stand in between. Fields are bytes.
+pub(super) fn parse_xattr_map(text: &[u8]) -> Result<Arc<[XattrRule]>, String> {
     let mut rules = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let number = rules.len() + 1;
-        let (rule, after) =
-            parse_xattr_rule(rest).map_err(|cause| format!("rule {number}: {cause}"))?;
-        rest = after.trim_start();
-        if rule.kind == XattrRuleKind::Map && !rest.is_empty() {
-            return Err(format!("rule {number}: nothing may follow a map rule"));
+    let mut rest = text.trim_ascii_start();
+    for number in 1.. {
+        if rest.is_empty() {
+            break;
         }
-        rules.push(rule);
+        let (written, after) =
+            parse_xattr_rule(rest).map_err(|cause| format!("rule {number}: {cause}"))?;
+        rest = after.trim_ascii_start();
+        match written {
+            Written::Rule(rule) => rules.push(rule),
+            Written::Map { .. } if !rest.is_empty() => {
+                return Err(format!("rule {number}: nothing may follow a map rule"));
+            }
+            Written::Map { key, prepend } => rules.extend(map_rules(key, prepend)),
+        }
     }
     if rules.is_empty() {
         return Err("at least one rule is needed".to_owned());
     }
+    check_nothing_falls_through(&rules)?;
     Ok(rules.into())
 }
 
-fn parse_xattr_rule(text: &str) -> Result<(XattrRule, &str), String> {
-    let delimiter = text.chars().next().unwrap_or(':');
-    let mut rest = text.strip_prefix(delimiter).unwrap_or(text);
-    let mut field = || -> Result<&str, String> {
-        let (field, after) = rest
-            .split_once(delimiter)
+/// A rule as it was written.
+enum Written {
+    Rule(XattrRule),
+    Map { key: Vec<u8>, prepend: Vec<u8> },
+}
+
+fn parse_xattr_rule(text: &[u8]) -> Result<(Written, &[u8]), String> {
+    // A character may have several bytes.
+    let first = text.utf8_chunks().next();
+    let first = first.and_then(|chunk| chunk.valid().chars().next());
+    let (delimiter, mut rest) = text
+        .split_at_checked(first.map_or(1, char::len_utf8))
+        .unwrap_or((text, b""));
+    let mut field = || -> Result<&[u8], String> {
+        let middle = rest
+            .windows(delimiter.len())
+            .position(|bytes| bytes == delimiter)
             .ok_or("the rule is not complete")?;
-        rest = after;
+        let (field, after) = rest.split_at(middle);
+        rest = after.strip_prefix(delimiter).unwrap_or_default();
         Ok(field)
     };
     let kind = match field()? {
-        "prefix" => XattrRuleKind::Prefix,
-        "ok" => XattrRuleKind::Ok,
-        "bad" => XattrRuleKind::Bad,
-        "unsupported" => XattrRuleKind::Unsupported,
-        "map" => XattrRuleKind::Map,
+        b"map" => {
+            let key = field()?.to_vec();
+            let prepend = field()?.to_vec();
+            return Ok((Written::Map { key, prepend }, rest));
+        }
+        b"prefix" => XattrRuleKind::Prefix,
+        b"ok" => XattrRuleKind::Ok,
+        b"bad" => XattrRuleKind::Bad,
+        b"unsupported" => XattrRuleKind::Unsupported,
         other => {
             return Err(format!(
-                "'{other}' is none of prefix, ok, bad, unsupported, map"
+                "'{}' is none of prefix, ok, bad, unsupported, map",
+                other.escape_ascii()
             ));
         }
     };
-    let scope = if kind == XattrRuleKind::Map {
-        None
-    } else {
-        Some(match field()? {
-            "client" => XattrScope::Client,
-            "server" => XattrScope::Server,
-            "all" => XattrScope::All,
-            other => return Err(format!("'{other}' is none of client, server, all")),
-        })
+    let scope = match field()? {
+        b"client" => XattrScope::Client,
+        b"server" => XattrScope::Server,
+        b"all" => XattrScope::All,
+        other => {
+            let other = other.escape_ascii();
+            return Err(format!("'{other}' is none of client, server, all"));
+        }
     };
-    let key = field()?.to_owned();
-    let prepend = field()?.to_owned();
-    Ok((
-        XattrRule {
-            kind,
-            scope,
-            key,
-            prepend,
-        },
-        rest,
-    ))
+    let key = field()?.to_vec();
+    let prepend = field()?.to_vec();
+    let rule = XattrRule {
+        kind,
+        scope,
+        key,
+        prepend,
+    };
+    Ok((Written::Rule(rule), rest))
+}
+
+/// What a map rule stands for: names that begin with `key` get `prepend` in
+/// front, and nobody sees or reaches what is stored so by its other name. Where
+/// `key` is empty all names are such; otherwise the others stay as they are.
+fn map_rules(key: Vec<u8>, prepend: Vec<u8>) -> Vec<XattrRule> {
+    let rule = |kind, key: &[u8], prepend: &[u8]| XattrRule {
+        kind,
+        scope: XattrScope::All,
+        key: key.to_vec(),
+        prepend: prepend.to_vec(),
+    };
+    let renamed = rule(XattrRuleKind::Prefix, &key, &prepend);
+    if key.is_empty() {
+        return vec![renamed, rule(XattrRuleKind::Bad, b"", b"")];
+    }
+    vec![
+        renamed,
+        rule(XattrRuleKind::Bad, &prepend, &key),
+        rule(XattrRuleKind::Ok, b"", b""),
+    ]
+}
+
+/// Makes sure that every name meets a rule, in each direction.
+fn check_nothing_falls_through(rules: &[XattrRule]) -> Result<(), String> {
+    let guest = |rule: &XattrRule| rule.is_for_guest() && rule.key.is_empty();
+    let host = |rule: &XattrRule| rule.is_for_host() && rule.prepend.is_empty();
+    for (whose, is_met) in [
+        ("that the guest sends", rules.iter().any(guest)),
+        ("that the host lists", rules.iter().any(host)),
+    ] {
+        if !is_met {
+            return Err(format!(
+                "names {whose} can pass by all rules; end the list with :bad:all::: or :ok:all:::"
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -372,46 +391,101 @@ mod tests {
         }
     }
 
+    fn rules(text: &str) -> Result<Vec<XattrRule>, String> {
+        parse_xattr_map(text.as_bytes()).map(|rules| rules.to_vec())
+    }
+
     #[test]
-    fn xattr_rules_are_complete_and_a_map_is_the_last() {
-        let rules = parse_xattr_map(":prefix:client:a:b: /ok/all///\n\t:map::user.x.:").unwrap();
-        assert_eq!(rules.len(), 3);
+    fn xattr_rules_have_a_type_a_scope_and_two_beginnings() {
+        let first = |text| rules(text).unwrap().swap_remove(0);
         assert_eq!(
-            rules[0],
+            first(":prefix:client:a:b: /ok/all///"),
             XattrRule {
                 kind: XattrRuleKind::Prefix,
-                scope: Some(XattrScope::Client),
-                key: "a".to_owned(),
-                prepend: "b".to_owned(),
+                scope: XattrScope::Client,
+                key: b"a".to_vec(),
+                prepend: b"b".to_vec(),
             }
         );
+        assert_eq!(first("ubaduserveru::u,u:ok:all:::").prepend, b",");
+        assert_eq!(first("§bad§all§§§").kind, XattrRuleKind::Bad);
         assert_eq!(
-            (rules[1].kind, rules[1].key.as_str()),
-            (XattrRuleKind::Ok, "")
+            rules(" :bad:server:a::\n\t/unsupported/client/b//:ok:all:::\n")
+                .unwrap()
+                .len(),
+            3
+        );
+    }
+
+    #[test]
+    fn xattr_rules_are_bytes() {
+        let text = b"\xff".map(|delimiter| {
+            [
+                &b""[..],
+                b"prefix",
+                b"all",
+                b"a\xfe",
+                "\u{20ac}".as_bytes(),
+                b"",
+            ]
+            .join(&delimiter)
+        });
+        let text = [&text[0], &b":ok:all:::"[..]].concat();
+        let parsed = parse_xattr_map(&text).unwrap();
+        assert_eq!(parsed[0].key, b"a\xfe");
+        assert_eq!(parsed[0].prepend, b"\xe2\x82\xac");
+    }
+
+    #[test]
+    fn a_map_rule_stands_for_others() {
+        assert_eq!(
+            rules(":map:trusted.:user.v.:"),
+            rules(":prefix:all:trusted.:user.v.::bad:all:user.v.:trusted.::ok:all:::")
         );
         assert_eq!(
-            (rules[2].kind, rules[2].prepend.as_str()),
-            (XattrRuleKind::Map, "user.x.")
+            rules("xmapxxuser.v.x"),
+            rules(":prefix:all::user.v.::bad:all:::")
         );
-        for good in [
-            ":bad:server:a::",
-            ":unsupported:all:a:b:",
-            ":ok:all:::",
-            "xmapxyxzx",
+    }
+
+    #[test]
+    fn a_list_through_which_a_name_can_fall_is_refused() {
+        for (list, cause) in [
+            (":ok:client:::", "names that the host lists"),
+            (":ok:server:::", "names that the guest sends"),
+            (":prefix:all::user.v.:", "names that the host lists"),
+            (":bad:all:user.::", "names that the guest sends"),
+            (":bad:all::user.:", "names that the host lists"),
+            (":bad:all:a:b:", "names that the guest sends"),
         ] {
-            assert!(parse_xattr_map(good).is_ok(), "{good}");
+            let error = rules(list).unwrap_err();
+            assert!(error.starts_with(cause), "{list}: {error}");
         }
+        for list in [
+            ":ok:client::x: :bad:server:x::",
+            ":unsupported:all:::",
+            ":map:a:b:",
+            ":map:::",
+        ] {
+            assert!(rules(list).is_ok(), "{list}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_of_xattr_rules_is_refused() {
         for (bad, cause) in [
             ("", "at least one"),
             (" ", "at least one"),
             ("foo", "rule 1: the rule is not complete"),
+            (":", "rule 1: the rule is not complete"),
             (":foo:", "rule 1: 'foo'"),
+            (":map:x:", "rule 1: the rule is not complete"),
             (":ok:all:x:", "rule 1: the rule is not complete"),
             (":ok:all::: :ok:some:::", "rule 2: 'some'"),
             (":map::x::ok:all:::", "rule 1: nothing may follow"),
-            (":map::x: :map::y:", "rule 1: nothing may follow"),
+            (":ok:all::: :map::x: :map::y:", "rule 2: nothing may follow"),
         ] {
-            let error = parse_xattr_map(bad).unwrap_err();
+            let error = rules(bad).unwrap_err();
             assert!(error.starts_with(cause), "{bad}: {error}");
         }
     }

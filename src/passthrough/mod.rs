@@ -20,6 +20,7 @@ mod lookup;
 mod namespace;
 mod open;
 mod xattr;
+mod xattr_map;
 
 use std::ffi::CStr;
 use std::io::Write;
@@ -54,6 +55,7 @@ use handles::Handles;
 pub use id_map::IdMaps;
 use inode::Node;
 use inode_store::InodeStore;
+use xattr_map::XattrMap;
 
 /// A directory tree of the host.
 #[derive(Debug)]
@@ -67,6 +69,7 @@ pub struct Passthrough {
     inodes: InodeStore,
     handles: Handles,
     file_systems: FileSystems,
+    xattr_names: XattrMap,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
 }
@@ -109,6 +112,7 @@ impl Passthrough {
         file_systems.meet(found.key.device, root.as_fd());
         rustix::process::umask(Mode::empty());
         Ok(Self {
+            xattr_names: XattrMap::new(config.xattr_map.clone()),
             config,
             credentials,
             ids,

@@ -4,8 +4,9 @@
 //! descriptor's name in `/proc/self/fd`, which is the working directory of
 //! every thread that serves.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -38,40 +39,55 @@ impl Passthrough {
         if !self.config.xattr {
             return Err(Errno::NOSYS);
         }
-        let inode = self.node(node)?;
-        crate::sys::thread::settle_in(&self.proc_self_fd)?;
-        call(FdName::of(inode.as_fd()).as_c_str())
+        let node = self.node(node)?;
+        self.with_xattr_path(node.as_fd(), call)
     }
 
-    /// As above, for one attribute.
-    fn with_xattr<T>(
+    /// Calls with the path of a file that is open, with `O_PATH` or otherwise.
+    fn with_xattr_path<T>(
         &self,
-        node: NodeId,
-        name: &CStr,
+        fd: BorrowedFd<'_>,
         call: impl FnOnce(&CStr) -> Result<T>,
     ) -> Result<T> {
-        self.with_xattr_target(node, |path| {
-            if is_hidden(name.to_bytes()) {
-                Err(Errno::NOTSUP)
-            } else {
-                call(path)
-            }
+        crate::sys::thread::settle_in(&self.proc_self_fd)?;
+        call(FdName::of(fd).as_c_str())
+    }
+
+    /// What the host calls an attribute of the guest.
+    fn host_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
+        if is_hidden(name.to_bytes()) {
+            return Err(Errno::NOTSUP);
+        }
+        let host = self.xattr_names.to_host(name)?;
+        if is_hidden(host.to_bytes()) {
+            return Err(Errno::NOTSUP);
+        }
+        Ok(host)
+    }
+
+    /// As [`Self::host_name`], for reading: what may not be reached is not there.
+    fn host_name_to_read<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
+        self.host_name(name).map_err(|errno| match errno {
+            Errno::PERM => Errno::NODATA,
+            errno => errno,
         })
     }
 
     /// SETXATTR.
     pub(super) fn set_xattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
         let flags = XattrFlags::from_bits_retain(args.flags);
-        self.with_xattr(node, args.name, |path| {
-            rustix::fs::setxattr(path, args.name, args.value, flags)
+        self.with_xattr_target(node, |path| {
+            let name = self.host_name(args.name)?;
+            rustix::fs::setxattr(path, &*name, args.value, flags)
         })
     }
 
     /// GETXATTR.
     pub(super) fn get_xattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {
-        self.with_xattr(node, name, |path| {
+        self.with_xattr_target(node, |path| {
+            let name = self.host_name_to_read(name)?;
             let mut value = vec![0; (size as usize).min(XATTR_SIZE_MAX)];
-            let len = rustix::fs::getxattr(path, name, value.as_mut_slice())?;
+            let len = rustix::fs::getxattr(path, &*name, value.as_mut_slice())?;
             value.truncate(len);
             Ok(value)
         })
@@ -79,8 +95,9 @@ impl Passthrough {
 
     /// GETXATTR with a size of 0.
     pub(super) fn get_xattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
-        self.with_xattr(node, name, |path| {
-            Ok(rustix::fs::getxattr_query(path, name)? as u32)
+        self.with_xattr_target(node, |path| {
+            let name = self.host_name_to_read(name)?;
+            Ok(rustix::fs::getxattr_query(path, &*name)? as u32)
         })
     }
 
@@ -99,6 +116,8 @@ impl Passthrough {
         Ok(self.visible_xattrs(node)?.len() as u32)
     }
 
+    /// The names as the guest may see them, each with a NUL behind it; of a list
+    /// that is hidden nothing is left.
     fn visible_xattrs(&self, node: NodeId) -> Result<Vec<u8>> {
         self.with_xattr_target(node, |path| {
             let mut list = vec![0; XATTR_LIST_MAX];
@@ -106,15 +125,27 @@ impl Passthrough {
             list.truncate(len);
             Ok(list
                 .split_inclusive(|byte| *byte == 0)
-                .filter(|name| !is_hidden(name.strip_suffix(b"\0").unwrap_or(name)))
+                .filter_map(|name| self.guest_name(name))
                 .flatten()
                 .copied()
                 .collect())
         })
     }
 
+    /// What the guest calls an attribute of the host, if it may see it; both end
+    /// with NUL.
+    fn guest_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
+        let bare = |name: &'n [u8]| name.strip_suffix(b"\0").unwrap_or(name);
+        let guest = self.xattr_names.to_guest(name)?;
+        let is_nameless = bare(guest).is_empty();
+        (!is_nameless && !is_hidden(bare(name)) && !is_hidden(bare(guest))).then_some(guest)
+    }
+
     /// REMOVEXATTR.
     pub(super) fn remove_xattr(&self, node: NodeId, name: &CStr) -> Result<()> {
-        self.with_xattr(node, name, |path| rustix::fs::removexattr(path, name))
+        self.with_xattr_target(node, |path| {
+            let name = self.host_name(name)?;
+            rustix::fs::removexattr(path, &*name)
+        })
     }
 }

@@ -795,7 +795,7 @@ impl Client {
     pub fn setxattr(
         &mut self,
         nodeid: u64,
-        name: &str,
+        name: impl AsRef<OsStr>,
         value: &[u8],
         flags: u32,
         extended: bool,
@@ -810,13 +810,13 @@ impl Client {
     }
 
     /// The value, in a buffer of `size` bytes.
-    pub fn getxattr(&mut self, nodeid: u64, name: &str, size: u32) -> Answer<Vec<u8>> {
+    pub fn getxattr(&mut self, nodeid: u64, name: impl AsRef<OsStr>, size: u32) -> Answer<Vec<u8>> {
         let body = Encoder::new().u32(size).u32(0).name(name);
         self.call(&Request::new(op::GETXATTR, nodeid, body).space(size as usize))
     }
 
     /// The length of the value.
-    pub fn getxattr_size(&mut self, nodeid: u64, name: &str) -> Answer<u32> {
+    pub fn getxattr_size(&mut self, nodeid: u64, name: impl AsRef<OsStr>) -> Answer<u32> {
         let body = Encoder::new().u32(0).u32(0).name(name);
         let body = self.call(&Request::new(op::GETXATTR, nodeid, body).space(8))?;
         Ok(u32::from_le_bytes(body[..4].try_into().unwrap()))
@@ -833,7 +833,7 @@ impl Client {
         Ok(u32::from_le_bytes(body[..4].try_into().unwrap()))
     }
 
-    pub fn removexattr(&mut self, nodeid: u64, name: &str) -> Answer<()> {
+    pub fn removexattr(&mut self, nodeid: u64, name: impl AsRef<OsStr>) -> Answer<()> {
         self.empty(op::REMOVEXATTR, nodeid, Encoder::new().name(name))
     }
 }
