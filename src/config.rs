@@ -47,6 +47,9 @@ pub struct Config {
     /// The rules about their names, the first that fits first; every name meets
     /// one. `None` leaves the names alone.
     pub xattr_map: Option<Arc<[XattrRule]>>,
+    /// Whether the host drops set-id bits and capabilities of files that change,
+    /// so that the guest need not look for them.
+    pub killpriv_v2: bool,
     /// Whether `O_NOATIME` of the guest reaches the host.
     pub preserve_noatime: bool,
     /// Whether mounts below the shared directory are mounts in the guest.

@@ -10,7 +10,7 @@ use crate::fuse::abi::{Attr, StatfsOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, ReadArgs,
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, OpenArgs, ReadArgs,
     RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
 };
 use crate::guest::buffers::{Readable, Writable};
@@ -110,7 +110,7 @@ pub trait FileSystem: Send + Sync + 'static {
     fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
     fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()>;
     fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry>;
-    fn open(&self, node: NodeId, flags: u32) -> Result<Opened>;
+    fn open(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened>;
     fn create(
         &self,
         who: &Caller,
@@ -137,8 +137,8 @@ pub trait FileSystem: Send + Sync + 'static {
     fn flush(&self, node: NodeId, handle: HandleId) -> Result<()>;
     fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
     fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64>;
-    fn fallocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()>;
-    fn copy_file_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32>;
+    fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()>;
+    fn copy_file_range(&self, who: &Caller, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32>;
     fn opendir(&self, node: NodeId, flags: u32) -> Result<Opened>;
     /// Packs entries until there is no room for the next one; looks each up where
     /// the reply has attributes.

@@ -12,13 +12,15 @@ mod common;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
-use common::fuse_client::Client;
+use common::fuse_client::{Client, SetAttr};
 use common::session::Session;
+use common::wire::{FATTR_KILL_SUIDGID, OPEN_KILL_SUIDGID, ROOT, WRITE_KILL_SUIDGID, init};
 
 // ---- helpers
 
@@ -46,11 +48,24 @@ fn names(client: &mut Client, node: u64) -> Vec<String> {
 /// What guests may call attributes that the host keeps as `user.guest.*`.
 const ALL_BELOW_USER_GUEST: &str = "--xattrmap=:map::user.guest.:";
 
+/// Changing the user of a request, and most attributes, need a daemon that is
+/// root.
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skips itself: it needs root");
+    }
+    root
+}
+
 // ---- any file, any size, any name
 
 #[test]
 fn attributes_of_every_kind_of_file() {
     // What begins with `user.` is for files and folders only.
+    if !is_root() {
+        return;
+    }
     let mut session = Session::new(&["--xattr", "--modcaps=+sys_admin"]);
     session.put("file", "");
     fs::create_dir(session.path("folder")).unwrap();
@@ -221,5 +236,236 @@ fn a_map_and_its_names_are_bytes() {
     c.setxattr(f, odd, b"w", 0, false).unwrap();
     assert_eq!(c.getxattr(f, odd, 9).unwrap(), b"w");
     assert_eq!(host_value(&path, "user.v€.user.€x").unwrap(), b"v");
+    session.finish();
+}
+
+// ---- privileges of a file that changes
+
+/// CAP_NET_ADMIN, permitted and effective, as `setcap` writes it.
+const SOME_CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A way to change the file `f`, which is open besides.
+type Change = fn(&mut Client, u64, u64);
+
+/// A change with a name and all that it needs.
+type Named<'a> = (&'a str, &'a dyn Fn(&mut Client));
+
+/// What a user without privileges does, as the guest's kernel sends it when it
+/// leaves set-id bits to the daemon.
+const CHANGES: &[(&str, Change)] = &[
+    ("write", |c, f, fh| {
+        let flags = WRITE_KILL_SUIDGID;
+        c.write_flags(f, fh, 0, b"x", flags, libc::O_RDWR).unwrap();
+    }),
+    ("truncate", |c, f, _| {
+        let size = SetAttr {
+            size: Some(1),
+            valid: FATTR_KILL_SUIDGID,
+            ..SetAttr::default()
+        };
+        c.setattr(f, &size).unwrap();
+    }),
+    ("ftruncate", |c, f, fh| {
+        let size = SetAttr {
+            size: Some(1),
+            fh: Some(fh),
+            valid: FATTR_KILL_SUIDGID,
+            ..SetAttr::default()
+        };
+        c.setattr(f, &size).unwrap();
+    }),
+    ("chown", |c, f, _| {
+        let gid = SetAttr {
+            gid: Some(1001),
+            valid: FATTR_KILL_SUIDGID,
+            ..SetAttr::default()
+        };
+        c.setattr(f, &gid).unwrap();
+    }),
+    ("fallocate", |c, f, fh| {
+        c.fallocate(f, fh, 0, 10_000, 0).unwrap();
+    }),
+    ("punch a hole", |c, f, fh| {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        c.fallocate(f, fh, 0, 4096, mode.cast_unsigned()).unwrap();
+    }),
+    ("copy_file_range", |c, f, fh| {
+        let from = c.lookup(ROOT, "other").unwrap().nodeid;
+        let from_fh = c.open(from, libc::O_RDONLY).unwrap().fh;
+        c.copy_file_range((from, from_fh, 0), (f, fh, 0), 4, 0)
+            .unwrap();
+    }),
+    ("open with O_TRUNC", |c, f, _| {
+        let flags = libc::O_WRONLY | libc::O_TRUNC;
+        c.open_with(f, flags, OPEN_KILL_SUIDGID).unwrap();
+    }),
+    ("create of what is there with O_TRUNC", |c, _, _| {
+        let flags = libc::O_RDWR | libc::O_TRUNC;
+        c.create_with(ROOT, "f", flags, 0o600, OPEN_KILL_SUIDGID)
+            .unwrap();
+    }),
+];
+
+/// A session with the files `f` and `other`, both of uid 1000.
+fn session_with_files(args: &[&str]) -> Session {
+    let session = Session::new(args);
+    for name in ["f", "other"] {
+        session.put(name, "some text");
+        std::os::unix::fs::chown(session.path(name), Some(1000), Some(1000)).unwrap();
+    }
+    session
+}
+
+/// Gives the file `f` set-id bits and capabilities.
+fn give_privileges(session: &Session, attribute: &str) {
+    let path = session.path("f");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    set_on_host(&path, attribute, &SOME_CAPABILITY);
+}
+
+#[test]
+fn a_file_that_a_user_changes_loses_its_privileges() {
+    if !is_root() {
+        return;
+    }
+    let renamed = "user.guest.security.capability";
+    for (args, attribute) in [
+        (&["--killpriv-v2", "--xattr"][..], "security.capability"),
+        (
+            &["--killpriv-v2", "--xattr", "--writeback"],
+            "security.capability",
+        ),
+        (&["--killpriv-v2", ALL_BELOW_USER_GUEST], renamed),
+    ] {
+        let mut session = session_with_files(args);
+        assert!(session.init.unwrap().has(init::HANDLE_KILLPRIV_V2));
+        let c = &mut session.client;
+        let f = c.lookup(ROOT, "f").unwrap().nodeid;
+        let fh = c.open(f, libc::O_RDWR).unwrap().fh;
+        (c.uid, c.gid) = (1000, 1000);
+        for (what, change) in CHANGES {
+            give_privileges(&session, attribute);
+            change(&mut session.client, f, fh);
+            assert_eq!(session.perm("f"), 0o777, "{what} with {args:?}");
+            let left = host_value(&session.path("f"), attribute);
+            assert_eq!(left, None, "{what} with {args:?}");
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn a_file_that_root_changes_keeps_its_set_id_bits_only() {
+    if !is_root() {
+        return;
+    }
+    for (args, attribute) in [
+        (&["--xattr"][..], "security.capability"),
+        (&["--xattr", "--killpriv-v2"], "security.capability"),
+        (&[ALL_BELOW_USER_GUEST], "user.guest.security.capability"),
+    ] {
+        let mut session = session_with_files(args);
+        let c = &mut session.client;
+        let f = c.lookup(ROOT, "f").unwrap().nodeid;
+        let fh = c.open(f, libc::O_RDWR).unwrap().fh;
+        let other = c.lookup(ROOT, "other").unwrap().nodeid;
+        let other_fh = c.open(other, libc::O_RDONLY).unwrap().fh;
+        let size = SetAttr {
+            size: Some(1),
+            ..SetAttr::default()
+        };
+        let changes: [Named<'_>; 5] = [
+            ("write", &|c| {
+                c.write(f, fh, 0, b"x").unwrap();
+            }),
+            ("truncate", &|c| {
+                c.setattr(f, &size).unwrap();
+            }),
+            ("fallocate", &|c| c.fallocate(f, fh, 0, 10_000, 0).unwrap()),
+            ("copy", &|c| {
+                let to = (f, fh, 0);
+                c.copy_file_range((other, other_fh, 0), to, 4, 0).unwrap();
+            }),
+            ("cut", &|c| {
+                c.open(f, libc::O_WRONLY | libc::O_TRUNC).unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            give_privileges(&session, attribute);
+            change(&mut session.client);
+            assert_eq!(session.perm("f"), 0o6777, "{what} with {args:?}");
+            let left = host_value(&session.path("f"), attribute);
+            assert_eq!(left, None, "{what} with {args:?}");
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn a_change_of_owner_drops_set_id_bits_unless_the_guest_sets_them_again() {
+    if !is_root() {
+        return;
+    }
+    let mut session = session_with_files(&["--xattr"]);
+    let f = session.client.lookup(ROOT, "f").unwrap().nodeid;
+    give_privileges(&session, "security.capability");
+    let owner = SetAttr {
+        uid: Some(1001),
+        ..SetAttr::default()
+    };
+    session.client.setattr(f, &owner).unwrap();
+    assert_eq!(session.perm("f"), 0o777);
+    let attribute = host_value(&session.path("f"), "security.capability");
+    assert_eq!(attribute, None);
+    let owner_and_mode = SetAttr {
+        uid: Some(1000),
+        mode: Some(0o4711),
+        ..SetAttr::default()
+    };
+    session.client.setattr(f, &owner_and_mode).unwrap();
+    assert_eq!(session.perm("f"), 0o4711);
+    session.finish();
+}
+
+#[test]
+fn a_guest_that_drops_set_id_bits_itself_leaves_those_of_a_cut_file_to_the_daemon() {
+    if !is_root() {
+        return;
+    }
+    let mut session = session_with_files(&[]);
+    assert!(!session.init.unwrap().has(init::HANDLE_KILLPRIV_V2));
+    let f = session.client.lookup(ROOT, "f").unwrap().nodeid;
+    for (uid, left) in [(0, 0o6777), (1000, 0o777)] {
+        give_privileges(&session, "security.capability");
+        let c = &mut session.client;
+        (c.uid, c.gid) = (uid, uid);
+        c.open(f, libc::O_WRONLY | libc::O_TRUNC).unwrap();
+        assert_eq!(session.perm("f"), left, "uid {uid}");
+        // Opening alone changes nothing.
+        give_privileges(&session, "security.capability");
+        session.client.open(f, libc::O_WRONLY).unwrap();
+        assert_eq!(session.perm("f"), 0o6777);
+    }
+    session.finish();
+}
+
+#[test]
+fn capabilities_out_of_the_daemons_reach_are_out_of_the_guests() {
+    if !is_root() {
+        return;
+    }
+    // Without CAP_SYS_ADMIN such names can neither be read nor removed.
+    let map = "--xattrmap=:prefix:all:security.:trusted.: :ok:all:::";
+    let mut session = session_with_files(&[map]);
+    let host_name = "trusted.security.capability";
+    set_on_host(&session.path("f"), host_name, &SOME_CAPABILITY);
+    let c = &mut session.client;
+    let f = c.lookup(ROOT, "f").unwrap().nodeid;
+    assert_eq!(
+        c.getxattr(f, "security.capability", 100),
+        Err(libc::ENODATA)
+    );
+    let fh = c.open(f, libc::O_RDWR).unwrap().fh;
+    assert_eq!(c.write(f, fh, 0, b"x"), Ok(1));
     session.finish();
 }

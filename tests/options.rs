@@ -285,7 +285,7 @@ fn extended_attribute_requests_with_nonsense_are_refused() {
     };
     refused(c.setxattr(f, "", b"v", 0, extended));
     refused(c.setxattr(f, "nonamespace", b"v", 0, extended));
-    refused(c.setxattr(f, &format!("user.{}", "n".repeat(300)), b"v", 0, extended));
+    refused(c.setxattr(f, format!("user.{}", "n".repeat(300)), b"v", 0, extended));
     refused(c.setxattr(f, "user.x", &vec![0; 70_000], 0, extended));
     refused(c.setxattr(f, "user.x", b"v", 77, extended));
     refused(c.getxattr(f, "", 10).map(drop));

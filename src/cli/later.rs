@@ -41,11 +41,6 @@ const TABLE: &[Later] = &[
         instead: "leave it out, and label new files from the guest with --xattr",
     },
     Later {
-        option: "--killpriv-v2",
-        is_asked: |o| o.killpriv_v2,
-        instead: "leave it out: the guest drops the bits itself",
-    },
-    Later {
         option: "--inode-file-handles=mandatory",
         is_asked: |o| o.inode_file_handles == FileHandles::Mandatory,
         instead: "use prefer, with which descriptors are held",

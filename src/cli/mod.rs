@@ -244,6 +244,7 @@ impl Options {
             readdirplus: !self.no_readdirplus && cache != CachePolicy::Never,
             xattr: self.xattr || xattr_is_implied,
             xattr_map: self.xattrmap.clone(),
+            killpriv_v2: self.killpriv_v2,
             preserve_noatime: self.preserve_noatime,
             announce_submounts: !self.no_announce_submounts,
             translate_uid: self.translate_uid.clone(),

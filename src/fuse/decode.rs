@@ -8,8 +8,8 @@ use super::cursor::Cursor;
 use super::extensions::decode_extensions;
 use super::flags;
 use super::op::{
-    CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, MkdirArgs, MknodArgs, Op, ReadArgs,
-    RenameArgs, SetTime, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, MkdirArgs, MknodArgs, Op, OpenArgs,
+    ReadArgs, RenameArgs, SetId, SetTime, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
 };
 use super::opcode::Opcode;
 use crate::id::{HandleId, NodeId};
@@ -117,9 +117,10 @@ pub fn decode<'a>(
                 name: cursor.take_name()?,
             }
         }
-        Opcode::Open => Op::Open {
-            flags: cursor.take::<abi::OpenIn>()?.flags,
-        },
+        Opcode::Open => {
+            let args: abi::OpenIn = cursor.take()?;
+            Op::Open(open(args.flags, args.open_flags))
+        }
         Opcode::Opendir => Op::Opendir {
             flags: cursor.take::<abi::OpenIn>()?.flags,
         },
@@ -173,7 +174,7 @@ pub fn decode<'a>(
             let extensions = decode_extensions(extensions)?;
             Op::Create(CreateArgs {
                 name,
-                flags: args.flags,
+                open: open(args.flags, args.open_flags),
                 mode: args.mode,
                 extensions,
             })
@@ -244,7 +245,15 @@ fn setattr(args: &abi::SetattrIn) -> Result<SetattrArgs, Malformed> {
         size: given(bits::SIZE).then_some(args.size),
         atime: time(bits::ATIME, bits::ATIME_NOW, args.atime, args.atimensec),
         mtime: time(bits::MTIME, bits::MTIME_NOW, args.mtime, args.mtimensec),
+        set_id: SetId::dropped_if(given(bits::KILL_SUIDGID)),
     })
+}
+
+fn open(flags: u32, open_flags: u32) -> OpenArgs {
+    OpenArgs {
+        flags,
+        set_id: SetId::dropped_if(open_flags & flags::open_in::KILL_SUIDGID != 0),
+    }
 }
 
 fn rename<'a>(cursor: &mut Cursor<'a>, new_parent: u64, flags: u32) -> Result<Op<'a>, Malformed> {

@@ -26,6 +26,9 @@ pub mod init {
     pub const MAX_PAGES: u64 = 1 << 22;
     /// Mount points carry [`super::attr::SUBMOUNT`].
     pub const SUBMOUNTS: u64 = 1 << 27;
+    /// Set-id bits and capabilities of a file that changes are dropped by us,
+    /// where a request says so.
+    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     /// `flags2` is valid, and the request is 64 bytes long.
     pub const INIT_EXT: u64 = 1 << 30;
     /// Creating requests carry the supplementary group that matters.
@@ -69,6 +72,14 @@ pub mod setattr {
     pub const ATIME_NOW: u32 = 1 << 7;
     /// The modification time becomes the host's present time.
     pub const MTIME_NOW: u32 = 1 << 8;
+    /// The caller may not keep set-id bits: the host drops them.
+    pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// Bits of `fuse_open_in.open_flags` and `fuse_create_in.open_flags`.
+pub mod open_in {
+    /// The caller may not keep set-id bits of a file that it cuts.
+    pub const KILL_SUIDGID: u32 = 1 << 0;
 }
 
 /// Bits of `fuse_open_out.open_flags`.

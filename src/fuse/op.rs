@@ -16,6 +16,13 @@ pub struct Caller {
     pub gid: u32,
 }
 
+impl Caller {
+    /// Whether it is root in the guest, who as a rule has all capabilities.
+    pub fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+}
+
 /// A time that SETATTR sets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SetTime {
@@ -25,6 +32,22 @@ pub enum SetTime {
     Now,
     /// Becomes this time: seconds and nanoseconds.
     At(i64, u32),
+}
+
+/// Whether a file that changes may keep its set-id bits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SetId {
+    /// It may: the caller has the right to, or does not say.
+    Keep,
+    /// The guest's kernel says that the caller has no right to.
+    Drop,
+}
+
+impl SetId {
+    /// What a flag says that is set when the bits have to go.
+    pub fn dropped_if(dropped: bool) -> Self {
+        if dropped { Self::Drop } else { Self::Keep }
+    }
 }
 
 /// What SETATTR changes; `None` stays as it is.
@@ -44,6 +67,9 @@ pub struct SetattrArgs {
     pub atime: SetTime,
     /// Modification time.
     pub mtime: SetTime,
+    /// What becomes of set-id bits when the length changes; the host itself drops
+    /// them when the owner does.
+    pub set_id: SetId,
 }
 
 /// Arguments of MKNOD.
@@ -94,13 +120,22 @@ pub struct RenameArgs<'a> {
     pub flags: u32,
 }
 
+/// Arguments of OPEN.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OpenArgs {
+    /// Flags of `open(2)`.
+    pub flags: u32,
+    /// What becomes of set-id bits when the file is cut.
+    pub set_id: SetId,
+}
+
 /// Arguments of CREATE.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateArgs<'a> {
     /// The new name.
     pub name: Name<'a>,
-    /// Flags of `open(2)`.
-    pub flags: u32,
+    /// How the file is opened, be it new or not.
+    pub open: OpenArgs,
     /// Permission bits.
     pub mode: u32,
     /// Extensions of the request.
@@ -222,9 +257,7 @@ pub enum Op<'a> {
         node: NodeId,
         name: Name<'a>,
     },
-    Open {
-        flags: u32,
-    },
+    Open(OpenArgs),
     Read(ReadArgs),
     Write(WriteArgs),
     Statfs,

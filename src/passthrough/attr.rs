@@ -73,6 +73,9 @@ impl Passthrough {
         // The owner comes first: changing it drops the set-id bits, which the
         // mode of the same request may set.
         if args.uid.is_some() || args.gid.is_some() {
+            if inode.kind() == FileType::RegularFile {
+                self.drop_renamed_capability(inode.as_fd())?;
+            }
             self.chown(&inode, args)?;
         }
         if let Some(mode) = args.mode {
@@ -102,7 +105,9 @@ impl Passthrough {
     /// Changes the length, by the guest's own handle where it names one.
     fn truncate(&self, inode: &Node, args: &SetattrArgs, size: u64) -> Result<()> {
         if let Some(handle) = args.handle {
-            return rustix::fs::ftruncate(self.handles.file(inode.id(), handle)?.as_fd(), size);
+            let file = self.handles.file(inode.id(), handle)?;
+            let _as_caller = self.drop_privileges_of(file.as_fd(), args.set_id)?;
+            return rustix::fs::ftruncate(file.as_fd(), size);
         }
         match inode.kind() {
             FileType::RegularFile => {}
@@ -110,6 +115,7 @@ impl Passthrough {
             _ => return Err(Errno::INVAL),
         }
         let file = self.reopen(inode.as_fd(), OFlags::WRONLY | OFlags::NONBLOCK)?;
+        let _as_caller = self.drop_privileges_of(file.as_fd(), args.set_id)?;
         rustix::fs::ftruncate(file, size)
     }
 

@@ -86,12 +86,17 @@ impl Credentials {
         Ok(guard)
     }
 
+    /// Whether set-id bits stay when the daemon itself writes.
+    pub fn may_keep_set_id(&self) -> bool {
+        self.capabilities.effective.contains(CapabilitySet::FSETID)
+    }
+
     /// Makes the calling thread one whose writes drop set-id bits.
     ///
     /// # Errors
     /// Those of `capset(2)`; then nothing is changed.
     pub fn without_fsetid(&self) -> Result<WithoutFsetid<'_>, Errno> {
-        let dropped = self.capabilities.effective.contains(CapabilitySet::FSETID);
+        let dropped = self.may_keep_set_id();
         if dropped {
             let effective = self.capabilities.effective - CapabilitySet::FSETID;
             set_capabilities(

@@ -10,7 +10,7 @@ use super::file_systems::{Kind, stopped_within_block};
 use super::handles::Handle;
 use crate::fs::{Failure, Patience, Result, Waiting};
 use crate::fuse::flags::{init, write};
-use crate::fuse::op::{CopyFileRangeArgs, FallocateArgs, ReadArgs, WriteArgs};
+use crate::fuse::op::{Caller, CopyFileRangeArgs, FallocateArgs, ReadArgs, SetId, WriteArgs};
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
 use crate::sys::vectored::{RWF_APPEND, RWF_NOWAIT};
@@ -110,12 +110,8 @@ impl Passthrough {
             && !from_cache
             && !self.has(init::WRITEBACK_CACHE);
         let flags = if appends { RWF_APPEND } else { 0 };
-        // The kernel drops set-id bits when a writer lacks the right to keep them.
-        let _as_writer = if args.write_flags & write::KILL_SUIDGID != 0 {
-            Some(self.credentials.without_fsetid()?)
-        } else {
-            None
-        };
+        let set_id = SetId::dropped_if(args.write_flags & write::KILL_SUIDGID != 0);
+        let _as_writer = self.drop_privileges_of(file.as_fd(), set_id)?;
         let mut written = 0;
         while !from.is_empty() {
             match from.write_to(file.as_fd(), args.offset + u64::from(written), flags) {
@@ -153,14 +149,22 @@ impl Passthrough {
     }
 
     /// FALLOCATE.
-    pub(super) fn allocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()> {
+    pub(super) fn allocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()> {
         let file = self.handles.file(node, args.handle)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
+        // No flag says whether the caller may keep set-id bits.
+        let set_id = SetId::dropped_if(!who.is_root());
+        let _as_caller = self.drop_privileges_of(file.as_fd(), set_id)?;
         rustix::fs::fallocate(file.as_fd(), mode, args.offset, args.length)
     }
 
     /// COPY_FILE_RANGE; gives the bytes copied.
-    pub(super) fn copy_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
+    pub(super) fn copy_range(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: &CopyFileRangeArgs,
+    ) -> Result<u32> {
         if args.flags != 0 {
             return Err(Errno::INVAL);
         }
@@ -168,6 +172,8 @@ impl Passthrough {
         let to = self.handles.file(args.node_out, args.handle_out)?;
         let (mut offset_in, mut offset_out) = (args.offset_in, args.offset_out);
         let length = args.length.min(MAX_COPY_BYTES) as usize;
+        let set_id = SetId::dropped_if(!who.is_root());
+        let _as_caller = self.drop_privileges_of(to.as_fd(), set_id)?;
         let copied = rustix::fs::copy_file_range(
             from.as_fd(),
             Some(&mut offset_in),

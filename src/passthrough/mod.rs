@@ -19,10 +19,11 @@ mod io;
 mod lookup;
 mod namespace;
 mod open;
+mod privileges;
 mod xattr;
 mod xattr_map;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -42,7 +43,7 @@ use crate::fuse::dirent::DirPacker;
 use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init as features;
 use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, ReadArgs,
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, OpenArgs, ReadArgs,
     RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
 };
 use crate::guest::buffers::{Readable, Writable};
@@ -70,6 +71,9 @@ pub struct Passthrough {
     handles: Handles,
     file_systems: FileSystems,
     xattr_names: XattrMap,
+    /// What the host calls the capabilities of a file, where it does not take
+    /// them for what they are.
+    renamed_capability: Option<CString>,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
 }
@@ -111,8 +115,10 @@ impl Passthrough {
         let file_systems = FileSystems::default();
         file_systems.meet(found.key.device, root.as_fd());
         rustix::process::umask(Mode::empty());
+        let xattr_names = XattrMap::new(config.xattr_map.clone());
         Ok(Self {
-            xattr_names: XattrMap::new(config.xattr_map.clone()),
+            renamed_capability: privileges::renamed_capability(&xattr_names),
+            xattr_names,
             config,
             credentials,
             ids,
@@ -189,6 +195,7 @@ impl FileSystem for Passthrough {
                 features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,
             )
             | when(config.writeback, features::WRITEBACK_CACHE)
+            | when(config.killpriv_v2, features::HANDLE_KILLPRIV_V2)
             | when(config.announce_submounts, features::SUBMOUNTS)
             | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
     }
@@ -270,8 +277,8 @@ impl FileSystem for Passthrough {
         self.make_link(node, parent, name)
     }
 
-    fn open(&self, node: NodeId, flags: u32) -> Result<Opened> {
-        self.open_file(node, flags)
+    fn open(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened> {
+        self.open_file(who, node, args)
     }
 
     fn create(
@@ -319,12 +326,12 @@ impl FileSystem for Passthrough {
         self.seek(node, handle, offset, whence)
     }
 
-    fn fallocate(&self, node: NodeId, args: &FallocateArgs) -> Result<()> {
-        self.allocate(node, args)
+    fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()> {
+        self.allocate(who, node, args)
     }
 
-    fn copy_file_range(&self, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
-        self.copy_range(node, args)
+    fn copy_file_range(&self, who: &Caller, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
+        self.copy_range(who, node, args)
     }
 
     fn opendir(&self, node: NodeId, _flags: u32) -> Result<Opened> {

@@ -12,7 +12,7 @@ use super::lookup::identify;
 use crate::config::CachePolicy;
 use crate::fs::{Entry, Opened, Result};
 use crate::fuse::flags::{self, init};
-use crate::fuse::op::{Caller, CreateArgs};
+use crate::fuse::op::{Caller, CreateArgs, OpenArgs, SetId};
 use crate::id::{HandleId, NodeId};
 
 /// The flags of the guest's `open(2)` that reach the host; `O_APPEND` does not:
@@ -55,7 +55,7 @@ impl Passthrough {
     }
 
     /// OPEN.
-    pub(super) fn open_file(&self, node: NodeId, guest_flags: u32) -> Result<Opened> {
+    pub(super) fn open_file(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened> {
         let inode = self.node(node)?;
         // Only a regular file is opened by content: a device, fifo or socket of
         // the guest's making must not become one of the host's.
@@ -66,10 +66,27 @@ impl Passthrough {
             _ => return Err(Errno::PERM),
         }
         let place = self.budget.reserve()?;
-        let flags = self.host_flags(guest_flags);
-        let file = self.reopen(inode.as_fd(), flags)?;
+        let flags = self.host_flags(args.flags);
+        let file = {
+            let _as_opener = if flags.contains(OFlags::TRUNC) {
+                self.drop_privileges_of(inode.as_fd(), self.set_id_of_cut(who, args))?
+            } else {
+                None
+            };
+            self.reopen(inode.as_fd(), flags)?
+        };
         let kind = self.file_systems.kind(inode.key().device, file.as_fd());
         Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
+    }
+
+    /// What becomes of set-id bits of a file that is cut when it is opened. A guest
+    /// that drops them itself does not do so here: it leaves the cutting to us.
+    fn set_id_of_cut(&self, who: &Caller, args: OpenArgs) -> SetId {
+        if self.has(init::HANDLE_KILLPRIV_V2) {
+            args.set_id
+        } else {
+            SetId::dropped_if(!who.is_root())
+        }
     }
 
     /// OPENDIR.
@@ -107,7 +124,7 @@ impl Passthrough {
     ) -> Result<(Entry, Opened)> {
         let parent = self.node(parent)?;
         let exclusive = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let flags = (self.host_flags(args.flags) - OFlags::TRUNC) | exclusive;
+        let flags = (self.host_flags(args.open.flags) - OFlags::TRUNC) | exclusive;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let places = (self.budget.reserve()?, self.budget.reserve()?);
         let created = {
@@ -116,9 +133,9 @@ impl Passthrough {
         };
         match created {
             Ok(file) => self.enter_created(&parent, args, (file, flags), places),
-            Err(Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {
+            Err(Errno::EXIST) if args.open.flags & OFlags::EXCL.bits() == 0 => {
                 drop(places);
-                self.open_existing(&parent, args)
+                self.open_existing(who, &parent, args)
             }
             Err(errno) => Err(errno),
         }
@@ -152,9 +169,14 @@ impl Passthrough {
     }
 
     /// Opens a file that another was quicker to create.
-    fn open_existing(&self, parent: &Node, args: &CreateArgs<'_>) -> Result<(Entry, Opened)> {
+    fn open_existing(
+        &self,
+        who: &Caller,
+        parent: &Node,
+        args: &CreateArgs<'_>,
+    ) -> Result<(Entry, Opened)> {
         let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
-        match self.open_file(entry.node, args.flags) {
+        match self.open_file(who, entry.node, args.open) {
             Ok(opened) => {
                 // Opening may have cut it.
                 let attributes = self.attributes(entry.node).unwrap_or(entry.attributes);

@@ -44,7 +44,7 @@ impl Passthrough {
     }
 
     /// Calls with the path of a file that is open, with `O_PATH` or otherwise.
-    fn with_xattr_path<T>(
+    pub(super) fn with_xattr_path<T>(
         &self,
         fd: BorrowedFd<'_>,
         call: impl FnOnce(&CStr) -> Result<T>,

@@ -56,12 +56,12 @@ impl<F: FileSystem> Server<F> {
                 node: existing,
                 name,
             } => put_entry(reply, &fs.link(existing, node, name)?),
-            Op::Open { flags } => put(reply, &fs.open(node, flags)?.to_wire()),
+            Op::Open(args) => put(reply, &fs.open(who, node, args)?.to_wire()),
             Op::Opendir { flags } => put(reply, &fs.opendir(node, flags)?.to_wire()),
             Op::Create(args) => {
                 let (entry, opened) = match self.access {
                     Access::ReadWrite => fs.create(who, node, &args)?,
-                    Access::ReadOnly => self.open_existing(node, &args)?,
+                    Access::ReadOnly => self.open_existing(who, node, &args)?,
                 };
                 put_entry(reply, &entry)?;
                 put(reply, &opened.to_wire())
@@ -104,7 +104,7 @@ impl<F: FileSystem> Server<F> {
                 self.end_session();
                 Ok(())
             }
-            Op::Fallocate(args) => fs.fallocate(node, &args),
+            Op::Fallocate(args) => fs.fallocate(who, node, &args),
             Op::Lseek {
                 handle,
                 offset,
@@ -114,7 +114,7 @@ impl<F: FileSystem> Server<F> {
                 put(reply, &LseekOut { offset })
             }
             Op::CopyFileRange(args) => {
-                let size = fs.copy_file_range(node, &args)?;
+                let size = fs.copy_file_range(who, node, &args)?;
                 put(reply, &WriteOut { size, padding: 0 })
             }
             Op::Syncfs => fs.syncfs(node),

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Server;
 use crate::fs::{Entry, FileSystem, Opened, Result};
-use crate::fuse::op::{CreateArgs, Op};
+use crate::fuse::op::{Caller, CreateArgs, Op};
 use crate::fuse::opcode::{Effect, Opcode};
 use crate::id::NodeId;
 
@@ -37,9 +37,9 @@ pub(super) fn check(opcode: Opcode, op: &Op<'_>) -> Result<()> {
         Effect::Reads => Ok(()),
         Effect::Changes => Err(Errno::ROFS),
         Effect::ByArguments => match op {
-            Op::Open { flags } => check_open_flags(*flags),
-            Op::Create(args) if args.flags & OFlags::EXCL.bits() == 0 => {
-                check_open_flags(args.flags)
+            Op::Open(args) => check_open_flags(args.flags),
+            Op::Create(args) if args.open.flags & OFlags::EXCL.bits() == 0 => {
+                check_open_flags(args.open.flags)
             }
             Op::Access { mask } if mask & MAY_WRITE == 0 => Ok(()),
             _ => Err(Errno::ROFS),
@@ -62,6 +62,7 @@ impl<F: FileSystem> Server<F> {
     /// CREATE where nothing is created: opens what is there.
     pub(super) fn open_existing(
         &self,
+        who: &Caller,
         parent: NodeId,
         args: &CreateArgs<'_>,
     ) -> Result<(Entry, Opened)> {
@@ -69,7 +70,7 @@ impl<F: FileSystem> Server<F> {
             Err(Errno::NOENT) => return Err(Errno::ROFS),
             found => found?,
         };
-        match self.fs.open(entry.node, args.flags) {
+        match self.fs.open(who, entry.node, args.open) {
             Ok(opened) => Ok((entry, opened)),
             Err(errno) => {
                 // The guest never hears of the node.
@@ -85,16 +86,23 @@ mod tests {
     use super::*;
     use crate::fuse::cursor::Name;
     use crate::fuse::extensions::Extensions;
+    use crate::fuse::op::{OpenArgs, SetId};
+
+    fn open_args(flags: OFlags) -> OpenArgs {
+        OpenArgs {
+            flags: flags.bits(),
+            set_id: SetId::Keep,
+        }
+    }
 
     fn open(flags: OFlags) -> Result<()> {
-        let flags = flags.bits();
-        check(Opcode::Open, &Op::Open { flags })
+        check(Opcode::Open, &Op::Open(open_args(flags)))
     }
 
     fn create(flags: OFlags) -> Result<()> {
         let args = CreateArgs {
             name: Name::new(c"name").unwrap(),
-            flags: flags.bits(),
+            open: open_args(flags),
             mode: 0o644,
             extensions: Extensions::default(),
         };

@@ -599,7 +599,12 @@ impl Client {
     // ---- files
 
     pub fn open(&mut self, nodeid: u64, flags: i32) -> Answer<OpenOut> {
-        let body = Encoder::new().u32(flags.cast_unsigned()).u32(0);
+        self.open_with(nodeid, flags, 0)
+    }
+
+    /// With flags of the request besides those of `open(2)`.
+    pub fn open_with(&mut self, nodeid: u64, flags: i32, open_flags: u32) -> Answer<OpenOut> {
+        let body = Encoder::new().u32(flags.cast_unsigned()).u32(open_flags);
         let body = self.call(&Request::new(op::OPEN, nodeid, body))?;
         Ok(OpenOut::decode(&body))
     }
@@ -628,6 +633,27 @@ impl Client {
             .u32(mode)
             .u32(umask)
             .u32(0)
+            .name(name);
+        let body = self.call(&Request::new(op::CREATE, parent, body))?;
+        let (entry, open) = body.split_at(ENTRY_OUT);
+        Ok((Entry::decode(entry), OpenOut::decode(open)))
+    }
+
+    /// With flags of the request besides those of `open(2)`.
+    pub fn create_with(
+        &mut self,
+        parent: u64,
+        name: &str,
+        flags: i32,
+        mode: u32,
+        open_flags: u32,
+    ) -> Answer<(Entry, OpenOut)> {
+        let flags = (flags | libc::O_CREAT).cast_unsigned();
+        let body = Encoder::new()
+            .u32(flags)
+            .u32(mode)
+            .u32(0)
+            .u32(open_flags)
             .name(name);
         let body = self.call(&Request::new(op::CREATE, parent, body))?;
         let (entry, open) = body.split_at(ENTRY_OUT);
