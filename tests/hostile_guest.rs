@@ -14,6 +14,7 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use common::Random;
 use common::frontend::{
     Buffer, Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, F_INDIRECT, LOW_MEMORY,
     Queue, REQUEST, Vmm,
@@ -23,37 +24,6 @@ use common::fuse_client::{
 };
 use common::session::Session;
 use common::wire::{Encoder, IN_HEADER, OUT_HEADER, OutHeader, ROOT, init, op};
-
-/// A reply to a malformed request: none at all, or a header that is right.
-#[track_caller]
-fn assert_sane(raw: &RawReply, unique: u64, what: &str) {
-    if raw.used_len == 0 {
-        return;
-    }
-    assert!(
-        raw.bytes.len() >= OUT_HEADER,
-        "{what}: {} bytes",
-        raw.bytes.len()
-    );
-    let header = OutHeader::decode(&raw.bytes[..OUT_HEADER]);
-    assert_eq!(header.len, raw.used_len, "{what}: length");
-    assert!(
-        (-4095..=0).contains(&header.error),
-        "{what}: error {}",
-        header.error
-    );
-    assert!(
-        header.unique == unique || header.unique == 0,
-        "{what}: number {:#x}",
-        header.unique
-    );
-    if header.error != 0 {
-        assert_eq!(
-            raw.used_len as usize, OUT_HEADER,
-            "{what}: an error with a body"
-        );
-    }
-}
 
 /// A folder, a file with handle, a link: what requests are about.
 struct Things {
@@ -236,7 +206,7 @@ fn every_truncated_request_is_survived() {
                         whole.len()
                     );
                     let raw = session.client.call_bytes(&bytes, OUT_HEADER + 4096);
-                    assert_sane(&raw, unique, &what);
+                    raw.assert_sane(unique, &what);
                     if len < IN_HEADER {
                         let is_ok = raw.used_len > 0 && OutHeader::decode(&raw.bytes).error == 0;
                         assert!(!is_ok, "{what} was taken for a request");
@@ -277,8 +247,7 @@ fn lengths_that_lie_are_survived() {
             let mut bytes = whole.clone();
             bytes[..4].copy_from_slice(&lie.to_le_bytes());
             let raw = session.client.call_bytes(&bytes, OUT_HEADER + 4096);
-            assert_sane(
-                &raw,
+            raw.assert_sane(
                 unique,
                 &format!("operation {} with length {lie}", request.opcode),
             );
@@ -297,8 +266,7 @@ fn every_room_for_a_reply_is_survived() {
             for room in (0..180).chain([4096]) {
                 let (unique, bytes) = session.client.encode(&request);
                 let raw = session.client.call_bytes(&bytes, room);
-                assert_sane(
-                    &raw,
+                raw.assert_sane(
                     unique,
                     &format!("operation {} with room for {room}", request.opcode),
                 );
@@ -322,7 +290,7 @@ fn requests_in_single_bytes_are_understood() {
         session.client.split = Split::Pieces(1, 1);
         let (unique, bytes) = session.client.encode(&request);
         let raw = session.client.call_bytes(&bytes, OUT_HEADER + 200);
-        assert_sane(&raw, unique, &format!("operation {}", request.opcode));
+        raw.assert_sane(unique, &format!("operation {}", request.opcode));
         let silent = [op::FORGET, op::BATCH_FORGET, op::INTERRUPT, op::DESTROY];
         assert!(raw.used_len > 0 || silent.contains(&request.opcode));
     }
@@ -383,7 +351,7 @@ fn random_bodies_are_survived() {
             let raw = session
                 .client
                 .call_bytes(&bytes, OUT_HEADER + random.below(4096) as usize);
-            assert_sane(&raw, unique, &format!("{request:x?}"));
+            raw.assert_sane(unique, &format!("{request:x?}"));
         }
         still_serves(&mut session);
         session.finish();
@@ -426,7 +394,7 @@ fn extensions_that_lie_are_survived() {
             bytes[..4].copy_from_slice(&len.to_le_bytes());
             bytes[36..38].copy_from_slice(&u16::try_from(total).unwrap().to_le_bytes());
             let raw = session.client.call_bytes(&bytes, OUT_HEADER + 128);
-            assert_sane(&raw, unique, &format!("extension {index} of {total} words"));
+            raw.assert_sane(unique, &format!("extension {index} of {total} words"));
         }
     }
     still_serves(&mut session);
@@ -444,11 +412,8 @@ fn forgets_of_more_than_is_sent_are_survived() {
         );
         let (unique, bytes) = session.client.encode(&request);
         for room in [0, OUT_HEADER] {
-            assert_sane(
-                &session.client.call_bytes(&bytes, room),
-                unique,
-                "BATCH_FORGET",
-            );
+            let raw = session.client.call_bytes(&bytes, room);
+            raw.assert_sane(unique, "BATCH_FORGET");
         }
     }
     still_serves(&mut session);
@@ -973,22 +938,6 @@ fn replies_are_checked_by_these_tests() {
     assert!(caught(reply(16, 5, 7, &[]), ReplySize::Exact(8)));
     assert!(caught(reply(16, -5000, 7, &[]), ReplySize::Exact(8)));
     assert!(caught(reply(16, 0, 7, &[]), ReplySize::None));
-}
-
-/// xorshift64: the same sequence every time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
 }
 
 #[test]

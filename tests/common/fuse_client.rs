@@ -109,6 +109,29 @@ pub struct RawReply {
 }
 
 impl RawReply {
+    /// A reply to what may be malformed: none at all, or a header that is right.
+    #[track_caller]
+    pub fn assert_sane(&self, unique: u64, what: &str) {
+        if self.used_len == 0 {
+            return;
+        }
+        let len = self.bytes.len();
+        assert!(len >= OUT_HEADER, "{what}: {len} bytes");
+        let header = OutHeader::decode(&self.bytes[..OUT_HEADER]);
+        assert_eq!(header.len, self.used_len, "{what}: length");
+        let error = header.error;
+        assert!((-4095..=0).contains(&error), "{what}: error {error}");
+        assert!(
+            header.unique == unique || header.unique == 0,
+            "{what}: number {:#x}",
+            header.unique
+        );
+        assert!(
+            error == 0 || len == OUT_HEADER,
+            "{what}: an error with a body"
+        );
+    }
+
     /// Checks header and lengths and takes the reply apart.
     #[track_caller]
     pub fn check(&self, unique: u64, size: ReplySize) -> Answer {
