@@ -24,11 +24,12 @@ use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
 use crate::process::parent::{self, Process};
-use crate::process::sandbox::{Inside, Sandbox};
+use crate::process::sandbox::{Inside, NO_ID_MAPS, Sandbox};
 use crate::process::seccomp;
 use crate::process::service::Manager;
 use crate::process::signals::Held;
 use crate::process::socket::{SocketPlace, adopt_listener};
+use crate::process::user_namespace::IdRange;
 use crate::sys;
 
 /// What management software is told that this program can do.
@@ -65,8 +66,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     later::refuse(&options)?;
     // Made when it is needed; here it only has to be possible.
     IdMaps::new(&settings.config)?;
-    let sandbox = sandbox(settings.sandbox);
-    sandbox.map_or(Ok(()), Sandbox::check)?;
+    let sandbox = sandbox(&settings)?;
     // The socket's path is looked at before the limit is changed, and made
     // after it: a limit that is too low leaves nothing behind.
     let socket = match &settings.socket {
@@ -95,7 +95,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             let is_ready = move || manager.is_ready();
             (Inside::nothing(&settings.shared_dir)?, Box::new(is_ready))
         }
-        Some(sandbox) => match parent::split(sandbox)? {
+        Some(sandbox) => match parent::split(&sandbox)? {
             Process::Outside(child) => {
                 // Whoever connects when the process inside is gone is refused.
                 drop(listener);
@@ -117,11 +117,21 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-fn sandbox(choice: cli::Sandbox) -> Option<Sandbox> {
-    match choice {
-        cli::Sandbox::Namespace => Some(Sandbox::Namespace),
-        cli::Sandbox::Chroot => Some(Sandbox::Chroot),
-        cli::Sandbox::None => None,
+fn sandbox(settings: &Settings) -> anyhow::Result<Option<Sandbox>> {
+    let ranges = |maps: &[cli::IdMap]| -> Vec<IdRange> {
+        let range = |map: &cli::IdMap| IdRange {
+            inside: map.inside,
+            outside: map.outside,
+            count: map.count,
+        };
+        maps.iter().map(range).collect()
+    };
+    let (users, groups) = (ranges(&settings.uid_map), ranges(&settings.gid_map));
+    match settings.sandbox {
+        cli::Sandbox::Namespace => Sandbox::namespace(users, groups).map(Some),
+        _ if !users.is_empty() || !groups.is_empty() => bail!(NO_ID_MAPS),
+        cli::Sandbox::Chroot => Sandbox::chroot().map(Some),
+        cli::Sandbox::None => Ok(None),
     }
 }
 
@@ -195,12 +205,9 @@ fn filter_system_calls(choice: Seccomp) -> anyhow::Result<()> {
 /// A guest's user must not get what the groups of root's login can do. All
 /// threads inherit this, so none may serve before.
 fn drop_supplementary_groups() -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
     match rustix::thread::set_thread_groups(&[]) {
-        // A user namespace without the right to set groups forbids it; the
-        // groups are then those of an ordinary user, who started the daemon.
+        // An ordinary user keeps its groups, also in a user namespace where
+        // setting them is denied, and so is taking on others for a request.
         Err(Errno::PERM) => Ok(()),
         result => result.context("cannot drop the supplementary groups"),
     }

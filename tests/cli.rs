@@ -537,9 +537,7 @@ fn translations_that_overlap_are_both_named_before_anything_is_made() {
 fn an_option_that_is_still_to_come_is_refused() {
     let place = Place::new();
     for (arguments, name) in [
-        (&["--uid-map=:0:0:1:"][..], "--uid-map"),
-        (&["--gid-map=:0:0:1:"], "--gid-map"),
-        (&["--posix-acl"], "--posix-acl"),
+        (&["--posix-acl"][..], "--posix-acl"),
         (&["--posix-acl=auto"], "--posix-acl"),
         (&["--security-label"], "--security-label"),
         (&["--security-label=auto"], "--security-label"),

@@ -12,7 +12,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -482,39 +482,6 @@ fn a_file_in_the_share_with_the_path_of_the_socket_is_left_alone() {
             "{sandbox}"
         );
         place.assert_clean();
-    }
-}
-
-#[test]
-fn an_ordinary_user_is_told_what_to_do() {
-    for (sandbox, text) in [
-        ("chroot", "--sandbox=chroot can be used by root only"),
-        ("namespace", "for root only; start with --sandbox=none"),
-    ] {
-        let place = Place::new();
-        let mut command = place.command(&["--sandbox", sandbox]);
-        if geteuid().is_root() {
-            // The folder of the binary may not be open to others.
-            let copy = place.path("virtiofsd");
-            fs::copy(default_binary(), &copy).unwrap();
-            command = Command::new(copy);
-            command.args([
-                "--socket-path=socket",
-                "--shared-dir=share",
-                "--sandbox",
-                sandbox,
-            ]);
-            command.current_dir(place.0.path()).uid(65534).gid(65534);
-            std::os::unix::fs::chown(place.0.path(), Some(65534), Some(65534)).unwrap();
-        }
-        let mut daemon = Daemon::spawn(command);
-        assert_eq!(daemon.wait().code(), Some(1), "{sandbox}");
-        let log = daemon.log();
-        assert!(
-            log.last().is_some_and(|line| line.contains(text)),
-            "{log:#?}"
-        );
-        assert!(!place.path("socket").exists() && !place.path("socket.pid").exists());
     }
 }
 

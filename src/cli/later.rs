@@ -21,16 +21,6 @@ struct Later {
 
 const TABLE: &[Later] = &[
     Later {
-        option: "--uid-map",
-        is_asked: |o| !o.uid_map.is_empty(),
-        instead: "start it in a user namespace, as unshare(1) makes one",
-    },
-    Later {
-        option: "--gid-map",
-        is_asked: |o| !o.gid_map.is_empty(),
-        instead: "start it in a user namespace, as unshare(1) makes one",
-    },
-    Later {
         option: "--posix-acl",
         is_asked: |o| o.posix_acl != Negotiation::Never,
         instead: "leave it out: the host checks its lists all the same",

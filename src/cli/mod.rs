@@ -48,6 +48,10 @@ pub struct Settings {
     pub readonly: bool,
     /// `--sandbox`.
     pub sandbox: Sandbox,
+    /// Users of the sandbox's namespace, if they are given.
+    pub uid_map: Vec<IdMap>,
+    /// Groups of the sandbox's namespace.
+    pub gid_map: Vec<IdMap>,
     /// `--seccomp`.
     pub seccomp: Seccomp,
     /// `--modcaps`.
@@ -153,6 +157,8 @@ impl Options {
             rlimit_nofile: self.rlimit_nofile,
             readonly: self.readonly,
             sandbox: self.sandbox,
+            uid_map: self.uid_map.clone(),
+            gid_map: self.gid_map.clone(),
             seccomp: self.seccomp,
             modcaps,
             config: self.config(),

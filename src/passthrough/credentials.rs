@@ -42,7 +42,8 @@ impl Credentials {
     /// A supplementary group that the guest names is taken on as the only one.
     ///
     /// # Errors
-    /// Those of the calls that change the identity; then nothing is changed.
+    /// Those of the calls that change the identity, `EPERM` for an id that the
+    /// daemon's user namespace does not have; then nothing is changed.
     pub fn assume(
         &self,
         who: HostIds,
@@ -62,18 +63,29 @@ impl Credentials {
         // The groups are changed first: once the uid is not root we may no
         // longer do it.
         if let Some(group) = group {
-            set_thread_groups(&[group])?;
+            set_thread_groups(&[group]).map_err(not_mapped)?;
             guard.groups = true;
         }
         if gid != self.gid {
-            set_thread_res_gid(None, gid, None)?;
+            set_thread_res_gid(None, gid, None).map_err(not_mapped)?;
             guard.gid = true;
         }
         if uid != self.uid {
-            set_thread_res_uid(None, uid, None)?;
+            set_thread_res_uid(None, uid, None).map_err(not_mapped)?;
             guard.uid = true;
-            if self.uid.is_root() && overriding == Override::Keep {
-                let effective = self.capabilities.effective & CapabilitySet::DAC_OVERRIDE;
+            let own = self.capabilities.effective;
+            let wanted = match overriding {
+                Override::Keep => own & CapabilitySet::DAC_OVERRIDE,
+                Override::Drop => CapabilitySet::empty(),
+            };
+            // Root has lost all with its uid, others lose none by themselves.
+            let left = if self.uid.is_root() {
+                CapabilitySet::empty()
+            } else {
+                own
+            };
+            if left != wanted {
+                let effective = wanted;
                 set_capabilities(
                     None,
                     CapabilitySets {
@@ -154,8 +166,10 @@ impl Drop for AsGuest<'_> {
             if self.uid {
                 set_thread_res_uid(None, self.own.uid, None)?;
                 // Becoming root again gives all that is permitted.
-                if self.own.capabilities.effective != self.own.capabilities.permitted {
-                    set_capabilities(None, self.own.capabilities)?;
+                let sets = self.own.capabilities;
+                let came_back = self.own.uid.is_root() && sets.effective == sets.permitted;
+                if !came_back && !sets.permitted.is_empty() {
+                    set_capabilities(None, sets)?;
                 }
             }
             if self.gid {
@@ -166,6 +180,15 @@ impl Drop for AsGuest<'_> {
             }
             Ok(())
         })());
+    }
+}
+
+/// An id that this user namespace does not have is as one that may not be used.
+fn not_mapped(errno: Errno) -> Errno {
+    if errno == Errno::INVAL {
+        Errno::PERM
+    } else {
+        errno
     }
 }
 

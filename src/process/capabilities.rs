@@ -1,8 +1,8 @@
 //! What is left of root's rights once the daemon serves.
 //!
 //! Only what the guest's users may be able to do to files stays, whatever the
-//! daemon was started with; every other set is empty. A daemon that is not
-//! root has no use for any of it and keeps what it was given.
+//! daemon was started with; every other set is empty. That holds for root, for
+//! the first process of a user namespace, and for a user that was given some.
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
@@ -75,10 +75,15 @@ fn named(names: &[String]) -> anyhow::Result<CapabilitySet> {
 pub fn reduce(kept: Kept) -> anyhow::Result<()> {
     // This also holds for who is not root: nothing is ever started.
     set_no_new_privs(true).context("cannot forbid new privileges")?;
-    if !rustix::process::geteuid().is_root() {
+    // Another process of this user may not look into the daemon's memory or
+    // descriptors, and no core dump shows the guest's. The daemon's own access
+    // to /proc/self/fd does not depend on it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("cannot protect the memory of this process")?;
+    let before = capabilities(None).context("cannot read the capabilities of this process")?;
+    if before.permitted.is_empty() && !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let before = capabilities(None).context("cannot read the capabilities of this process")?;
     let missing = kept.asked.difference(before.permitted);
     if !missing.is_empty() {
         bail!("--modcaps: this process was not given {}", list(missing));
@@ -95,12 +100,7 @@ pub fn reduce(kept: Kept) -> anyhow::Result<()> {
         permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).context("cannot give up capabilities")?;
-    // Another process of this user may not look into the daemon's memory or
-    // descriptors, and no core dump shows the guest's. The daemon's own access
-    // to /proc/self/fd does not depend on it.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .context("cannot protect the memory of this process")
+    set_capabilities(None, sets).context("cannot give up capabilities")
 }
 
 fn reduce_bounding_set(kept: CapabilitySet) -> anyhow::Result<()> {

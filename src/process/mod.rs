@@ -16,3 +16,4 @@ pub mod seccomp;
 pub mod service;
 pub mod signals;
 pub mod socket;
+pub mod user_namespace;

@@ -14,14 +14,16 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, waitpid,
+    Gid, Pid, Uid, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, waitpid,
 };
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use signal_hook::low_level::emulate_default_handler;
 
 use super::capabilities::{self, Kept};
 use super::own_files::OwnFiles;
 use super::sandbox::Sandbox;
 use super::service::Manager;
+use super::user_namespace::NamespaceIds;
 use crate::sys::process::{Side, fork_into};
 
 /// Who the calling process is after [`split`].
@@ -57,31 +59,62 @@ impl Outside {
 ///
 /// # Errors
 /// When there cannot be one; the text says what may help.
-pub fn split(sandbox: Sandbox) -> anyhow::Result<Process> {
-    let (mut ours, theirs) =
+pub fn split(sandbox: &Sandbox) -> anyhow::Result<Process> {
+    let (mut ours, mut theirs) =
         UnixStream::pair().context("cannot make a pair of sockets for the sandbox")?;
-    let side = fork_into(sandbox.namespaces_at_birth()).context(
-        "cannot make a process in a new pid namespace for the sandbox; container runtimes \
-         usually forbid it: give the container CAP_SYS_ADMIN and a seccomp profile that allows \
-         it, or start with --sandbox=chroot or --sandbox=none",
-    )?;
+    let side = fork_into(sandbox.namespaces_at_birth()).with_context(|| {
+        let kind = if sandbox.ids().is_some() {
+            "user"
+        } else {
+            "pid"
+        };
+        format!(
+            "cannot make a process in a new {kind} namespace for the sandbox; {}",
+            sandbox.remedy()
+        )
+    })?;
     match side {
         Side::Child => {
             drop(ours);
+            if let Some(ids) = sandbox.ids() {
+                take_ids(ids, &mut theirs)?;
+            }
             Ok(Process::Inside(follow_to_the_end(theirs)?))
         }
         Side::Parent(pid) => {
             drop(theirs);
-            // Its end is met in `watch`, whenever it comes.
+            if let Some(ids) = sandbox.ids() {
+                ids.set_for(pid)
+                    .context("sandbox: couldn't setup id mappings")?;
+                // Its end is met in `watch`, whenever it comes.
+                let _ = ours.write_all(&[0]);
+            }
             let _ = ours.read_exact(&mut [0]);
             Ok(Process::Outside(Child { pid, channel: ours }))
         }
     }
 }
 
+/// Waits until the process outside has set the ids of this one's namespace, and
+/// becomes root if there is one.
+fn take_ids(ids: &NamespaceIds, outside: &mut UnixStream) -> anyhow::Result<()> {
+    if outside.read_exact(&mut [0]).is_err() {
+        // The other process says why.
+        std::process::exit(1);
+    }
+    if ids.have_root() {
+        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+            .context("sandbox: cannot become the group 0 of the namespace")?;
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+            .context("sandbox: cannot become the user 0 of the namespace")?;
+    }
+    Ok(())
+}
+
 /// Has the kernel end this process when its parent is gone.
 fn follow_to_the_end(mut parent: UnixStream) -> anyhow::Result<Outside> {
-    // Whatever may be going on: there is nothing to be tidied up in here.
+    // Whatever may be going on: there is nothing to be tidied up in here. Not
+    // before the user is changed, which would make the kernel forget it.
     set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("cannot follow the process outside of the sandbox to its end")?;
     // It may have ended before that line.

@@ -4,6 +4,9 @@
 //! it. The one thing of the outside that the daemon needs is the list of its
 //! own descriptors, `/proc/self/fd`, to open a file again; of that it holds a
 //! descriptor, through which only numbers are ever looked up.
+//!
+//! The kernel lets an ordinary user have namespaces of its own inside a user
+//! namespace of its own, and so that is what it gets.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,25 +14,39 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-    mount_change, move_mount, open_tree, unmount,
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
 };
 use rustix::process::{chdir, chroot, fchdir, geteuid, pivot_root};
 use rustix::thread::UnshareFlags;
 
+use super::user_namespace::{IdRange, NamespaceIds};
 use crate::sys::process::enter_new;
 
-/// What most often is behind a refusal.
+/// What most often is behind a refusal, to root.
 const REMEDY: &str = "container runtimes usually forbid it: give the container CAP_SYS_ADMIN and \
                       a seccomp profile that allows it, or start with --sandbox=chroot, or with \
                       --sandbox=none where the container is barrier enough";
 
+/// And to others.
+const USERS_REMEDY: &str = "container runtimes usually forbid it, and so may the settings \
+                            user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+                            kernel.apparmor_restrict_unprivileged_userns of the host: allow it \
+                            there, or start with --sandbox=none where the rights of the user \
+                            are barrier enough";
+
+/// Why ids of a namespace are refused.
+pub const NO_ID_MAPS: &str = "--uid-map and --gid-map can only be used by an unprivileged user \
+                              with --sandbox=namespace; ids are translated with --translate-uid \
+                              and --translate-gid elsewhere";
+
 /// What to lock the daemon into.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Sandbox {
     /// Mount, pid and network namespaces of its own, with the shared directory
-    /// as the only mount.
-    Namespace,
+    /// as the only mount; for others than root with a user namespace that has
+    /// these ids.
+    Namespace(Option<NamespaceIds>),
     /// The shared directory as the root.
     Chroot,
 }
@@ -57,30 +74,58 @@ impl Inside {
 }
 
 impl Sandbox {
-    /// Refuses where this user cannot have it, whatever the machine.
+    /// Namespaces, with these users and groups where somebody else than root
+    /// enters them.
     ///
     /// # Errors
-    /// One sentence that says what to do instead.
-    pub fn check(self) -> anyhow::Result<()> {
-        if geteuid().is_root() {
-            return Ok(());
+    /// When root gives ids, which it could not use.
+    pub fn namespace(users: Vec<IdRange>, groups: Vec<IdRange>) -> anyhow::Result<Self> {
+        if !geteuid().is_root() {
+            return Ok(Self::Namespace(Some(NamespaceIds::new(users, groups))));
         }
-        match self {
-            Self::Chroot => bail!(
-                "--sandbox=chroot can be used by root only; start as root, or with --sandbox=none"
-            ),
-            Self::Namespace => bail!(
-                "this version has --sandbox=namespace, the default, for root only; start with \
-                 --sandbox=none, or as root of a user namespace, as unshare -r makes one"
-            ),
+        if !users.is_empty() || !groups.is_empty() {
+            bail!(NO_ID_MAPS);
         }
+        Ok(Self::Namespace(None))
+    }
+
+    /// The shared directory as root.
+    ///
+    /// # Errors
+    /// When this user cannot have it, whatever the machine.
+    pub fn chroot() -> anyhow::Result<Self> {
+        if !geteuid().is_root() {
+            bail!(
+                "--sandbox=chroot can be used by root only; start as root, or with \
+                 --sandbox=namespace"
+            );
+        }
+        Ok(Self::Chroot)
     }
 
     /// The namespaces that the process must be started in.
-    pub fn namespaces_at_birth(self) -> UnshareFlags {
+    pub fn namespaces_at_birth(&self) -> UnshareFlags {
         match self {
-            Self::Namespace => UnshareFlags::NEWPID,
+            Self::Namespace(None) => UnshareFlags::NEWPID,
+            Self::Namespace(Some(_)) => UnshareFlags::NEWPID | UnshareFlags::NEWUSER,
             Self::Chroot => UnshareFlags::empty(),
+        }
+    }
+
+    /// The ids of the user namespace, if there is to be one.
+    pub fn ids(&self) -> Option<&NamespaceIds> {
+        match self {
+            Self::Namespace(ids) => ids.as_ref(),
+            Self::Chroot => None,
+        }
+    }
+
+    /// What may help where the kernel refuses a step.
+    pub fn remedy(&self) -> &'static str {
+        if self.ids().is_some() {
+            USERS_REMEDY
+        } else {
+            REMEDY
         }
     }
 
@@ -89,9 +134,9 @@ impl Sandbox {
     ///
     /// # Errors
     /// The step that failed, and what may help.
-    pub fn enter(self, shared_dir: &Path) -> anyhow::Result<Inside> {
+    pub fn enter(&self, shared_dir: &Path) -> anyhow::Result<Inside> {
         let proc_self_fd = match self {
-            Self::Namespace => enter_namespaces(shared_dir),
+            Self::Namespace(_) => enter_namespaces(shared_dir, self.remedy()),
             Self::Chroot => enter_chroot(shared_dir),
         }
         .context("cannot enter the sandbox")?;
@@ -113,26 +158,23 @@ fn enter_chroot(shared_dir: &Path) -> anyhow::Result<OwnedFd> {
     Ok(proc_self_fd)
 }
 
-fn enter_namespaces(shared_dir: &Path) -> anyhow::Result<OwnedFd> {
+fn enter_namespaces(shared_dir: &Path, remedy: &str) -> anyhow::Result<OwnedFd> {
     enter_new(UnshareFlags::NEWNS | UnshareFlags::NEWNET)
-        .with_context(|| format!("cannot make a mount and a network namespace; {REMEDY}"))?;
+        .with_context(|| format!("cannot make a mount and a network namespace; {remedy}"))?;
     // What is done here must not be seen outside; what is mounted outside,
     // below the shared directory, is still to be seen here.
     let from_outside = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", from_outside)
-        .with_context(|| format!("cannot keep mounts to this namespace; {REMEDY}"))?;
-    // The directory is copied before anything is mounted over it, should it be
-    // the whole tree.
+        .with_context(|| format!("cannot keep mounts to this namespace; {remedy}"))?;
     chdir(shared_dir).with_context(|| cannot_go_to(shared_dir))?;
     let share = detached_copy(c".", OpenTreeFlags::AT_RECURSIVE)
         .context("cannot copy the mount of the shared directory; this needs Linux 5.2")?;
 
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount(c"proc", c"/proc", c"proc", flags, None)
-        .with_context(|| format!("cannot mount /proc for the new pid namespace; {REMEDY}"))?;
-    // A mount of its own, attached nowhere: `..` leads nowhere from there.
+    // A mount of its own, attached nowhere: `..` leads nowhere from there, so it
+    // is no matter that this /proc shows processes outside. A new one would be
+    // refused in containers that hide parts of theirs.
     let proc_self_fd = detached_copy(c"/proc/self/fd", OpenTreeFlags::empty())
-        .context("cannot take /proc/self/fd along")?;
+        .context("cannot take /proc/self/fd along; is /proc mounted?")?;
 
     // Any directory does to attach the copy, and this one is there.
     move_mount(
@@ -149,7 +191,7 @@ fn enter_namespaces(shared_dir: &Path) -> anyhow::Result<OwnedFd> {
     pivot_root(c".", c".").with_context(|| {
         format!(
             "cannot make the shared directory the root; a root file system in memory, as early \
-             at boot, cannot be replaced: there, start with --sandbox=chroot; {REMEDY}"
+             at boot, cannot be replaced: there, start with --sandbox=chroot; {remedy}"
         )
     })?;
     unmount(c".", UnmountFlags::DETACH).context("cannot let go of the old root")?;

@@ -1,0 +1,569 @@
+//! The daemon of an ordinary user: in its own user namespace, in one that
+//! `unshare` made, without a sandbox, and where namespaces are forbidden.
+//!
+//! Run by root, the daemons here are those of the user `nobody`; run by anybody
+//! else, they are that user's, and what takes root to set up is left out.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::process::{Pid, PidfdFlags, Signal, getegid, geteuid, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+use common::daemon::{Daemon, WAITING, default_binary};
+use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
+use common::fuse_client::{Client, Request, SetAttr, groups_extension};
+use common::wire::{Encoder, ROOT, op};
+use common::{PATIENCE, wait_readable};
+
+/// What the usual command line leaves to a daemon that has capabilities.
+const USUAL: u64 = 0x8800_00db;
+
+/// The user and group that the daemons run as.
+fn user() -> (u32, u32) {
+    if geteuid().is_root() {
+        (65534, 65534)
+    } else {
+        (geteuid().as_raw(), getegid().as_raw())
+    }
+}
+
+fn is_root(test: &str) -> bool {
+    if !geteuid().is_root() {
+        println!("{test} skips itself: it needs root");
+        return false;
+    }
+    true
+}
+
+/// A folder with a daemon, a share and a place for the socket that the user may
+/// reach.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let folder = TempDir::with_prefix("virtiofsd-user-").unwrap();
+        let everyone = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder.path(), everyone).unwrap();
+        let (uid, gid) = user();
+        for name in ["share", "run"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            chown(folder.path().join(name), Some(uid), Some(gid)).unwrap();
+        }
+        // The folder where it was built may not be open to others.
+        fs::copy(default_binary(), folder.path().join("virtiofsd")).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A command that runs as the user.
+    fn user_command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.0.path());
+        if geteuid().is_root() {
+            let (uid, gid) = user();
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
+        let always = ["--socket-path=run/socket", "--shared-dir=share"];
+        let all = always.iter().chain(more);
+        all.map(|&argument| argument.to_owned()).collect()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.user_command(self.path("virtiofsd").to_str().unwrap());
+        command.args(self.arguments(arguments));
+        command
+    }
+
+    fn start(&self, arguments: &[&str]) -> Daemon {
+        Self::wait_for(self.command(arguments))
+    }
+
+    fn wait_for(command: Command) -> Daemon {
+        let daemon = Daemon::spawn(command);
+        daemon.expect_log(WAITING);
+        daemon
+    }
+
+    fn mount(&self) -> (Vmm, Client) {
+        let mut vmm = Vmm::connect(&self.path("run/socket"), &Config::default());
+        vmm.start_queue(HIPRIO);
+        let mut client = Client::new(vmm.start_queue(REQUEST));
+        client.init();
+        (vmm, client)
+    }
+
+    /// The last line of the log of a daemon that does not start, and that leaves
+    /// nothing behind.
+    #[track_caller]
+    fn refusal(&self, command: Command) -> String {
+        let mut daemon = Daemon::spawn(command);
+        assert_eq!(daemon.wait().code(), Some(1), "{:#?}", daemon.log());
+        self.assert_clean();
+        daemon.log().last().unwrap().clone()
+    }
+
+    #[track_caller]
+    fn assert_clean(&self) {
+        assert_eq!(fs::read_dir(self.path("run")).unwrap().count(), 0);
+    }
+
+    /// Owner and group on the host of a name in the share.
+    fn owner(&self, name: &str) -> (u32, u32) {
+        let stat = fs::symlink_metadata(self.path("share").join(name)).unwrap();
+        (stat.uid(), stat.gid())
+    }
+
+    /// A shell command that runs as root where the user may have the ids from
+    /// 100000 to 165535, in a mount namespace of its own.
+    fn with_more_ids(&self, more: &str, arguments: &[&str]) -> Command {
+        let etc = self.path("etc");
+        let copied = Command::new("cp").arg("-a").arg("/etc").arg(&etc).status();
+        assert!(copied.unwrap().success());
+        let (uid, gid) = user();
+        for file in ["subuid", "subgid"] {
+            fs::write(etc.join(file), format!("{uid}:100000:65536\n")).unwrap();
+        }
+        let mut command = Command::new("unshare");
+        command.current_dir(self.0.path());
+        command.args(["--mount", "sh", "-c"]);
+        command.arg(format!(
+            "mount --bind etc /etc && \
+             exec setpriv --reuid={uid} --regid={gid} --clear-groups {more} ./virtiofsd \"$@\""
+        ));
+        command.arg("sh").args(self.arguments(arguments));
+        command
+    }
+}
+
+/// One line of the status of every thread.
+fn of_all_threads(pid: u32, field: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| {
+            let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix(field));
+            line.unwrap().trim_start_matches(':').trim().to_owned()
+        })
+        .collect()
+}
+
+#[track_caller]
+fn assert_capabilities(pid: u32, expected: u64) {
+    for (set, expected) in [
+        ("CapInh", 0),
+        ("CapPrm", expected),
+        ("CapEff", expected),
+        ("CapAmb", 0),
+    ] {
+        let expected = format!("{expected:016x}");
+        let found = of_all_threads(pid, set);
+        assert!(found.len() >= 3, "{found:?}");
+        assert!(
+            found.iter().all(|found| *found == expected),
+            "{set}: {found:?}"
+        );
+    }
+}
+
+#[track_caller]
+fn assert_every_thread_is_locked(pid: u32) {
+    for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1")] {
+        let found = of_all_threads(pid, field);
+        assert!(
+            found.iter().all(|found| found == value),
+            "{field}: {found:?}"
+        );
+    }
+}
+
+fn proc(pid: u32, name: &str) -> PathBuf {
+    format!("/proc/{pid}/{name}").into()
+}
+
+fn map_of(pid: u32, file: &str) -> Vec<Vec<u32>> {
+    let text = fs::read_to_string(proc(pid, file)).unwrap();
+    let numbers = |line: &str| {
+        line.split_whitespace()
+            .map(|n| n.parse().unwrap())
+            .collect()
+    };
+    text.lines().map(numbers).collect()
+}
+
+/// `MKDIR` by a user of the guest.
+fn mkdir_as(client: &mut Client, (uid, gid): (u32, u32), name: &str) -> Result<(), i32> {
+    (client.uid, client.gid) = (uid, gid);
+    let made = client.mkdir(ROOT, name, 0o755, 0);
+    (client.uid, client.gid) = (0, 0);
+    made.map(drop)
+}
+
+// Its own namespaces
+
+#[test]
+fn the_default_command_line_makes_a_user_namespace_of_one_user() {
+    let place = Place::new();
+    let (uid, gid) = user();
+    fs::write(place.path("share/file"), "content").unwrap();
+    chown(place.path("share/file"), Some(uid), Some(gid)).unwrap();
+    let mut daemon = place.start(&["--xattr"]);
+    let (vmm, mut client) = place.mount();
+    let inside = daemon.serving_pid();
+    assert_ne!(inside, daemon.pid());
+
+    assert_eq!(map_of(inside, "uid_map"), [[uid, uid, 1]]);
+    assert_eq!(map_of(inside, "gid_map"), [[gid, gid, 1]]);
+    let groups = fs::read_to_string(proc(inside, "setgroups")).unwrap();
+    assert_eq!(groups.trim(), "deny");
+    assert_capabilities(inside, USUAL);
+    assert_capabilities_are_bounded(inside);
+    assert_every_thread_is_locked(inside);
+    let pids = of_all_threads(inside, "NSpid");
+    assert!(pids.iter().any(|pids| pids.ends_with("\t1")), "{pids:?}");
+
+    // What belongs to the user works, and nobody else is there.
+    let file = client.walk("file").unwrap();
+    assert_eq!((file.attr.uid, file.attr.gid), (uid, gid));
+    let open = client.open(file.nodeid, libc::O_RDWR).unwrap();
+    assert_eq!(
+        client.read(file.nodeid, open.fh, 0, 10).unwrap(),
+        b"content"
+    );
+    client.write(file.nodeid, open.fh, 0, b"CONTENT").unwrap();
+    client
+        .setxattr(file.nodeid, "user.x", b"1", 0, false)
+        .unwrap();
+    mkdir_as(&mut client, (uid, gid), "mine").unwrap();
+    assert_eq!(place.owner("mine"), (uid, gid));
+    assert_eq!(mkdir_as(&mut client, (0, 0), "roots"), Err(libc::EPERM));
+    let other = (uid + 1, gid);
+    assert_eq!(mkdir_as(&mut client, other, "others"), Err(libc::EPERM));
+    assert!(client.walk("roots").is_err() && client.walk("others").is_err());
+
+    drop((client, vmm));
+    assert!(daemon.wait().success(), "{:#?}", daemon.log());
+    place.assert_clean();
+}
+
+#[track_caller]
+fn assert_capabilities_are_bounded(pid: u32) {
+    let found = of_all_threads(pid, "CapBnd");
+    let expected = format!("{USUAL:016x}");
+    assert!(found.iter().all(|found| *found == expected), "{found:?}");
+}
+
+#[test]
+fn inside_there_is_the_share_and_nothing_else() {
+    if !is_root("inside_there_is_the_share_and_nothing_else") {
+        return;
+    }
+    let place = Place::new();
+    let daemon = place.start(&[]);
+    let (_vmm, _client) = place.mount();
+    let inside = daemon.serving_pid();
+    let root = fs::metadata(proc(inside, "root")).unwrap();
+    let share = fs::metadata(place.path("share")).unwrap();
+    assert_eq!((root.dev(), root.ino()), (share.dev(), share.ino()));
+    let mounts = fs::read_to_string(proc(inside, "mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    for name in ["ns/user", "ns/mnt", "ns/pid", "ns/net"] {
+        let own = fs::read_link(proc(inside, name)).unwrap();
+        let outside = fs::read_link(proc(daemon.pid(), name)).unwrap();
+        assert_ne!(own, outside, "{name}");
+    }
+}
+
+#[test]
+fn the_guests_root_may_be_the_user() {
+    let place = Place::new();
+    let (uid, gid) = user();
+    let daemon = place.start(&[
+        &format!("--uid-map=:0:{uid}:1:"),
+        &format!("--gid-map=,0,{gid},1,"),
+    ]);
+    let (_vmm, mut client) = place.mount();
+    let inside = daemon.serving_pid();
+    assert_eq!(map_of(inside, "uid_map"), [[0, uid, 1]]);
+    assert_eq!(map_of(inside, "gid_map"), [[0, gid, 1]]);
+    assert_capabilities(inside, USUAL);
+    mkdir_as(&mut client, (0, 0), "roots").unwrap();
+    assert_eq!(place.owner("roots"), (uid, gid));
+    assert_eq!(client.walk("roots").unwrap().attr.uid, 0);
+    assert_eq!(mkdir_as(&mut client, (1000, 0), "others"), Err(libc::EPERM));
+}
+
+#[test]
+fn more_ids_are_had_through_newuidmap() {
+    if !is_root("more_ids_are_had_through_newuidmap") {
+        return;
+    }
+    let place = Place::new();
+    let (uid, gid) = user();
+    let arguments = [
+        &format!("--uid-map=:0:{uid}:1:"),
+        "--uid-map=:1:100000:65536:",
+        &format!("--gid-map=:0:{gid}:1:"),
+        "--gid-map=:1:100000:65536:",
+    ];
+    let daemon = Place::wait_for(place.with_more_ids("", &arguments));
+    let (_vmm, mut client) = place.mount();
+    let inside = daemon.serving_pid();
+    assert_eq!(
+        map_of(inside, "uid_map"),
+        [[0, uid, 1], [1, 100_000, 65536]]
+    );
+    assert_capabilities(inside, USUAL);
+    assert_every_thread_is_locked(inside);
+
+    mkdir_as(&mut client, (0, 0), "roots").unwrap();
+    assert_eq!(place.owner("roots"), (uid, gid));
+    client.setattr(ROOT, &mode(0o777)).unwrap();
+    mkdir_as(&mut client, (1000, 2000), "theirs").unwrap();
+    assert_eq!(place.owner("theirs"), (100_999, 101_999));
+    let node = client.walk("theirs").unwrap();
+    assert_eq!((node.attr.uid, node.attr.gid), (1000, 2000));
+    let owner = SetAttr {
+        uid: Some(1),
+        gid: Some(1),
+        ..SetAttr::default()
+    };
+    client.setattr(node.nodeid, &owner).unwrap();
+    assert_eq!(place.owner("theirs"), (100_000, 100_000));
+
+    // Ids that the namespace does not have, a group besides included: the
+    // request fails, and the next one is served as ever.
+    assert_eq!(mkdir_as(&mut client, (70_000, 0), "x"), Err(libc::EPERM));
+    assert_eq!(mkdir_as(&mut client, (1000, 70_000), "x"), Err(libc::EPERM));
+    (client.uid, client.gid) = (1000, 1000);
+    for (group, expected) in [(70_000, Err(libc::EPERM)), (2000, Ok(()))] {
+        let body = Encoder::new().u32(0o755).u32(0).name("grouped");
+        let request = Request::new(op::MKDIR, ROOT, body);
+        let answer = client.call(&request.extensions(groups_extension(&[group])));
+        assert_eq!(answer.map(drop), expected, "{group}");
+    }
+    (client.uid, client.gid) = (0, 0);
+    client.mkdir(ROOT, "last", 0o755, 0).unwrap();
+    assert_eq!(place.owner("last"), (uid, gid));
+}
+
+fn mode(mode: u32) -> SetAttr {
+    SetAttr {
+        mode: Some(mode),
+        ..SetAttr::default()
+    }
+}
+
+/// A namespace without a user 0: the daemon has capabilities and is not root.
+#[test]
+fn a_user_of_the_guest_does_not_get_the_daemons_capabilities() {
+    if !is_root("a_user_of_the_guest_does_not_get_the_daemons_capabilities") {
+        return;
+    }
+    let place = Place::new();
+    let (uid, gid) = user();
+    let arguments = [
+        &format!("--uid-map=:{uid}:{uid}:1:"),
+        "--uid-map=:1000:100000:1000:",
+        &format!("--gid-map=:{gid}:{gid}:1:"),
+        "--gid-map=:1000:100000:1000:",
+    ];
+    let daemon = Place::wait_for(place.with_more_ids("", &arguments));
+    let (_vmm, mut client) = place.mount();
+    // Nobody but its owner may make something in the share.
+    assert_eq!(mkdir_as(&mut client, (1000, 1000), "x"), Err(libc::EACCES));
+    mkdir_as(&mut client, (uid, gid), "mine").unwrap();
+    assert_capabilities(daemon.serving_pid(), USUAL);
+    client.setattr(ROOT, &mode(0o777)).unwrap();
+    mkdir_as(&mut client, (1000, 1000), "theirs").unwrap();
+    assert_eq!(place.owner("theirs"), (100_000, 100_000));
+    assert_capabilities(daemon.serving_pid(), USUAL);
+}
+
+#[test]
+fn ids_that_are_not_the_users_are_refused_with_the_reason() {
+    let place = Place::new();
+    let line = place.refusal(place.command(&["--uid-map=:0:1:1:"]));
+    for part in [
+        "sandbox: couldn't setup id mappings: newuidmap ended with",
+        "not allowed",
+        "/etc/subuid",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let gid = user().1 + 1;
+    let line = place.refusal(place.command(&[&format!("--gid-map=:0:{gid}:1:")]));
+    assert!(line.contains("newgidmap ended with"), "{line}");
+    assert!(line.contains("/etc/subgid"), "{line}");
+}
+
+#[test]
+fn a_missing_newuidmap_is_named() {
+    let place = Place::new();
+    let mut command = place.command(&["--uid-map=:0:100000:2:"]);
+    command.env("PATH", "/nowhere");
+    let line = place.refusal(command);
+    for part in [
+        "--uid-map needs the program newuidmap",
+        "package uidmap",
+        &format!("--uid-map=:0:{}:1:", user().0),
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+#[test]
+fn signals_end_both_processes_and_nothing_is_left() {
+    for signal in [Signal::TERM, Signal::HUP] {
+        let place = Place::new();
+        let mut daemon = place.start(&[]);
+        let (_vmm, _client) = place.mount();
+        let pid = |number: u32| Pid::from_raw(number.cast_signed()).unwrap();
+        let inside = pidfd_open(pid(daemon.serving_pid()), PidfdFlags::empty()).unwrap();
+        kill_process(pid(daemon.pid()), signal).unwrap();
+        assert_eq!(daemon.wait().code(), Some(1));
+        assert!(wait_readable(&inside, PATIENCE));
+        place.assert_clean();
+    }
+}
+
+#[test]
+fn the_process_inside_ends_with_the_one_outside() {
+    for root_inside in [false, true] {
+        let place = Place::new();
+        let (uid, gid) = user();
+        let maps = [
+            format!("--uid-map=:0:{uid}:1:"),
+            format!("--gid-map=:0:{gid}:1:"),
+        ];
+        let maps: Vec<_> = maps.iter().map(String::as_str).collect();
+        let daemon = place.start(if root_inside { &maps } else { &[] });
+        let pid = |number: u32| Pid::from_raw(number.cast_signed()).unwrap();
+        let inside = pidfd_open(pid(daemon.serving_pid()), PidfdFlags::empty()).unwrap();
+        kill_process(pid(daemon.pid()), Signal::KILL).unwrap();
+        assert!(wait_readable(&inside, PATIENCE), "it goes on");
+    }
+}
+
+// What is refused
+
+#[test]
+fn chroot_is_for_root_and_id_maps_for_namespaces_of_others() {
+    let place = Place::new();
+    let line = place.refusal(place.command(&["--sandbox=chroot"]));
+    assert!(
+        line.contains("--sandbox=chroot can be used by root only"),
+        "{line}"
+    );
+    for sandbox in ["--sandbox=none", "--sandbox=chroot"] {
+        let line = place.refusal(place.command(&[sandbox, "--gid-map=:0:1:1:"]));
+        assert!(
+            line.contains("only be used by an unprivileged user"),
+            "{line}"
+        );
+    }
+    if geteuid().is_root() {
+        let mut command = place.command(&["--uid-map=:0:1:1:"]);
+        command.uid(0).gid(0);
+        let line = place.refusal(command);
+        assert!(
+            line.contains("only be used by an unprivileged user"),
+            "{line}"
+        );
+    }
+}
+
+// In a user namespace that somebody else made
+
+#[test]
+fn as_root_of_a_namespace_of_unshare_the_guests_root_is_the_user() {
+    let place = Place::new();
+    let mut command = place.user_command("unshare");
+    command
+        .args(["-r", "./virtiofsd"])
+        .args(place.arguments(&[]));
+    let daemon = Place::wait_for(command);
+    let (_vmm, mut client) = place.mount();
+    mkdir_as(&mut client, (0, 0), "roots").unwrap();
+    assert_eq!(place.owner("roots"), user());
+    assert_eq!(mkdir_as(&mut client, (1000, 0), "others"), Err(libc::EPERM));
+    assert_capabilities(daemon.serving_pid(), USUAL);
+}
+
+#[test]
+fn as_root_of_a_namespace_with_many_ids_the_guest_has_its_users() {
+    if !is_root("as_root_of_a_namespace_with_many_ids_the_guest_has_its_users") {
+        return;
+    }
+    for sandbox in ["namespace", "chroot", "none"] {
+        let place = Place::new();
+        let command =
+            place.with_more_ids("unshare -r --map-auto", &["--sandbox", sandbox, "--xattr"]);
+        let daemon = Place::wait_for(command);
+        let (_vmm, mut client) = place.mount();
+        mkdir_as(&mut client, (0, 0), "roots").unwrap();
+        assert_eq!(place.owner("roots"), user());
+        client.setattr(ROOT, &mode(0o777)).unwrap();
+        mkdir_as(&mut client, (1000, 1000), "theirs").unwrap();
+        assert_eq!(place.owner("theirs"), (100_999, 100_999), "{sandbox}");
+        assert_eq!(mkdir_as(&mut client, (70_000, 0), "x"), Err(libc::EPERM));
+        assert_capabilities(daemon.serving_pid(), USUAL);
+        let groups = of_all_threads(daemon.serving_pid(), "Groups");
+        assert!(groups.iter().all(String::is_empty), "{groups:?}");
+    }
+}
+
+// Without a sandbox
+
+#[test]
+fn without_a_sandbox_the_daemon_is_its_user() {
+    let place = Place::new();
+    let (uid, gid) = user();
+    let mut daemon = place.start(&["--sandbox=none", "--xattr", "--thread-pool-size=2"]);
+    let (vmm, mut client) = place.mount();
+    mkdir_as(&mut client, (uid, gid), "mine").unwrap();
+    assert_eq!(place.owner("mine"), (uid, gid));
+    let node = client.walk("mine").unwrap().nodeid;
+    client.setxattr(node, "user.x", b"1", 0, false).unwrap();
+    assert_eq!(mkdir_as(&mut client, (0, 0), "roots"), Err(libc::EPERM));
+    assert_eq!(
+        mkdir_as(&mut client, (uid + 1, gid), "others"),
+        Err(libc::EPERM)
+    );
+    let device = libc::S_IFCHR | 0o666;
+    (client.uid, client.gid) = (uid, gid);
+    assert_eq!(
+        client.mknod(ROOT, "null", device, 0x103, 0).err(),
+        Some(libc::EPERM)
+    );
+    assert_capabilities(daemon.pid(), 0);
+    assert_every_thread_is_locked(daemon.pid());
+    // Other processes of the user cannot look into it.
+    let ls = place
+        .user_command("ls")
+        .arg(proc(daemon.pid(), "fd"))
+        .output();
+    assert!(!ls.unwrap().status.success());
+    drop((client, vmm));
+    assert!(daemon.wait().success());
+    place.assert_clean();
+}
