@@ -14,7 +14,7 @@
 pub enum Action {
     /// The process ends.
     Kill,
-    /// The process gets SIGSYS, and so ends with a core dump if these are on.
+    /// The thread gets SIGSYS, which ends the process too.
     Trap,
     /// The kernel's log names it, and it is carried out.
     Log,
