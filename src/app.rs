@@ -150,7 +150,7 @@ fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Serves one front end until it disconnects.
+/// Serves one front end until it disconnects, or one after the other.
 fn serve(
     listener: UnixListener,
     inside: Inside,
@@ -173,6 +173,7 @@ fn serve(
         tag: settings.tag.as_ref().map(Tag::padded),
         request_queues: settings.num_request_queues,
         threads: threads(settings.thread_pool_size),
+        keep_listening: settings.keep_listening,
         access: if settings.readonly {
             Access::ReadOnly
         } else {

@@ -10,6 +10,8 @@
 
 mod common;
 
+use std::fs;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,9 @@ use tempfile::TempDir;
 
 use common::PATIENCE;
 use common::daemon::{Daemon, WAITING, default_binary};
+use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
+use common::fuse_client::Client;
+use common::wire::ROOT;
 
 /// What this user may lock the daemon into.
 fn sandboxes() -> &'static [&'static str] {
@@ -39,7 +44,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("share")).unwrap();
+        fs::create_dir(folder.path().join("share")).unwrap();
         let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         manager.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { folder, manager }
@@ -68,7 +73,7 @@ impl Place {
         command
             .arg("--shared-dir")
             .arg(self.path("share"))
-            .args(["--seccomp=trap", "--sandbox", sandbox])
+            .args(["--rlimit-nofile=0", "--seccomp=trap", "--sandbox", sandbox])
             .env("NOTIFY_SOCKET", self.path("notify"));
         command
     }
@@ -94,6 +99,11 @@ impl Place {
     }
 }
 
+fn signal(daemon: &Daemon, signal: Signal) {
+    let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
 #[test]
 fn the_manager_is_told_when_connections_are_taken_and_when_the_daemon_ends() {
     for sandbox in sandboxes() {
@@ -113,8 +123,7 @@ fn the_manager_is_told_when_a_signal_ends_the_daemon() {
         let place = Place::new();
         let mut daemon = place.with_own_socket(sandbox);
         place.expect_state("READY=1");
-        let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
-        kill_process(pid, Signal::TERM).unwrap();
+        signal(&daemon, Signal::TERM);
         place.expect_state("STOPPING=1");
         assert_eq!(daemon.wait().code(), Some(1), "{sandbox}");
         assert!(!place.path("socket").exists());
@@ -134,7 +143,7 @@ fn the_manager_hears_no_ready_of_a_daemon_that_cannot_start() {
 #[test]
 fn a_manager_that_is_not_there_is_a_warning() {
     let place = Place::new();
-    std::fs::remove_file(place.path("notify")).unwrap();
+    fs::remove_file(place.path("notify")).unwrap();
     let mut daemon = place.with_own_socket("none");
     daemon.expect_log(WAITING);
     drop(UnixStream::connect(place.path("socket")).unwrap());
@@ -182,4 +191,103 @@ fn a_socket_that_was_passed_to_another_process_is_not_taken() {
         log.starts_with("error: the following required arguments were not provided:\n  --socket-path <PATH>\n\nUsage: "),
         "{log}"
     );
+}
+
+// One front end after the other
+
+/// A guest that has mounted the share.
+fn mount(daemon: &Daemon, socket: &Path) -> (Vmm, Client) {
+    let before = daemon.log_count("Client connected");
+    let mut vmm = Vmm::connect(socket, &Config::default());
+    vmm.start_queue(HIPRIO);
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    client.init();
+    daemon.expect_log_count("Client connected", before + 1);
+    (vmm, client)
+}
+
+/// Several guests, none of which tidies up or knows anything of those before;
+/// gives how many descriptors were open before each.
+fn serves_one_after_the_other(place: &Place, socket: &Path, daemon: &Daemon) -> Vec<usize> {
+    fs::write(place.path("share/file"), "content").unwrap();
+    let mut descriptors = Vec::new();
+    let mut left = None;
+    for round in 1..=5 {
+        daemon.expect_log_count(WAITING, round);
+        descriptors.push(daemon.open_fds());
+        let (vmm, mut client) = mount(daemon, socket);
+        if let Some((node, handle)) = left {
+            assert!(client.read(node, handle, 0, 100).is_err());
+            assert!(client.getattr(node).is_err());
+        }
+        let node = client.lookup(ROOT, "file").unwrap().nodeid;
+        let handle = client.open(node, libc::O_RDWR).unwrap().fh;
+        client.opendir(ROOT).unwrap();
+        assert_eq!(client.read(node, handle, 0, 100).unwrap(), b"content");
+        left = Some((node, handle));
+        drop((vmm, client));
+    }
+    daemon.expect_log_count("Client disconnected", 5);
+    assert_eq!(daemon.complaints(), [""; 0]);
+    descriptors
+}
+
+#[test]
+fn front_ends_are_served_one_after_the_other() {
+    for sandbox in sandboxes() {
+        for threads in [&[][..], &["--thread-pool-size=2"]] {
+            let place = Place::new();
+            let socket = place.path("socket");
+            let mut command = place.command(&default_binary(), sandbox);
+            command
+                .args(["--keep-listening", "--socket-path"])
+                .arg(&socket)
+                .args(threads);
+            let mut daemon = Daemon::spawn(command);
+            let descriptors = serves_one_after_the_other(&place, &socket, &daemon);
+            // A thread of the pool may not have let go of its last request yet.
+            if threads.is_empty() {
+                assert_eq!(descriptors[1..], [descriptors[1]; 4], "{sandbox}");
+            }
+            // One READY, whatever comes and goes, and one end.
+            place.expect_state("READY=1");
+            place.expect_silence();
+            signal(&daemon, Signal::TERM);
+            assert_eq!(daemon.wait().code(), Some(1), "{sandbox}");
+            assert!(!socket.exists());
+        }
+    }
+}
+
+#[test]
+fn front_ends_are_served_one_after_the_other_on_a_passed_socket() {
+    for sandbox in sandboxes() {
+        let place = Place::new();
+        let socket = place.path("passed");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let daemon = place.with_passed_socket(listener, sandbox, &["--keep-listening"]);
+        serves_one_after_the_other(&place, &socket, &daemon);
+    }
+}
+
+#[test]
+fn a_front_end_that_breaks_the_protocol_does_not_end_the_service() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    let mut command = place.command(&default_binary(), "none");
+    command
+        .args(["--keep-listening", "--socket-path"])
+        .arg(&socket);
+    let daemon = Daemon::spawn(command);
+    daemon.expect_log(WAITING);
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(&[0xff; 64]).unwrap();
+    let complaint = daemon.expect_complaint_after(0);
+    assert!(
+        complaint.contains("Waiting for daemon failed"),
+        "{complaint}"
+    );
+    drop(stream);
+    let (_vmm, mut client) = mount(&daemon, &socket);
+    client.getattr(ROOT).unwrap();
 }

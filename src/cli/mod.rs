@@ -42,6 +42,8 @@ pub struct Settings {
     pub num_request_queues: usize,
     /// `--thread-pool-size`, if given.
     pub thread_pool_size: Option<usize>,
+    /// `--keep-listening`.
+    pub keep_listening: bool,
     /// `--rlimit-nofile`, if given.
     pub rlimit_nofile: Option<u64>,
     /// Whether the guest may change nothing.
@@ -154,6 +156,7 @@ impl Options {
             tag: self.tag.clone(),
             num_request_queues,
             thread_pool_size: self.thread_pool_size,
+            keep_listening: self.keep_listening,
             rlimit_nofile: self.rlimit_nofile,
             readonly: self.readonly,
             sandbox: self.sandbox,

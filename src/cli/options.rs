@@ -78,6 +78,11 @@ pub struct Options {
     #[arg(conflicts_with_all = ["socket", "socket_path"])]
     pub fd: Option<RawFd>,
 
+    /// Serve the next front end after one disconnects, until a signal ends the
+    /// daemon.
+    #[arg(long, help_heading = "Share and socket")]
+    pub keep_listening: bool,
+
     /// What the guest may cache.
     #[arg(long, value_name = "POLICY", help_heading = "Cache and speed")]
     #[arg(value_enum, ignore_case = true, default_value = "auto")]

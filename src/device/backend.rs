@@ -4,9 +4,9 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use futures::executor::{ThreadPool, ThreadPoolBuilder};
@@ -34,6 +34,7 @@ use crate::fs::{FileSystem, Patience};
 use crate::guest::GuestMemory;
 use crate::server::{Access, Server};
 use crate::sys;
+use crate::sys::locks::lock;
 
 /// How the device is set up.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct DeviceOptions {
     pub request_queues: usize,
     /// Which threads serve requests.
     pub threads: Threads,
+    /// Whether another front end is served after one that disconnected.
+    pub keep_listening: bool,
     /// Whether the guest may change the tree.
     pub access: Access,
 }
@@ -65,14 +68,16 @@ pub enum Threads {
 pub struct Device<F> {
     common: Arc<Common<F>>,
     queues: Vec<Arc<Queue>>,
-    serving: Serving,
+    serving: Arc<Serving>,
     config_space: Option<Vec<u8>>,
+    /// Numbers of the descriptors that the library waits for its end on.
+    exit_events: Mutex<Vec<RawFd>>,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
 }
 
-/// [`Threads`] that are there.
-enum Serving {
+/// [`Threads`] that are there, for one connection after the other.
+pub(super) enum Serving {
     Own,
     OwnAndHelpers(Arc<Helpers>),
     Pool(ThreadPool),
@@ -83,38 +88,46 @@ thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
 }
 
-impl<F: FileSystem> Device<F> {
-    /// A device whose memory the front end has yet to send.
-    ///
+impl Serving {
     /// Every thread that serves gets a file-system context of its own with
-    /// `thread_directory` as its working directory; that this is possible is
-    /// tried here, on the calling thread.
+    /// `directory` as its working directory; that this is possible is tried here,
+    /// on the calling thread.
     ///
     /// # Errors
     /// When threads cannot be set up so.
-    pub fn new(
-        server: Server<F>,
-        options: &DeviceOptions,
-        memory: GuestMemoryAtomic<GuestMemory>,
-        thread_directory: OwnedFd,
-    ) -> anyhow::Result<Self> {
-        let request_queues = options.request_queues.clamp(1, MAX_REQUEST_QUEUES);
-        sys::thread::settle_in(&thread_directory).context(
+    pub(super) fn new(threads: Threads, directory: &OwnedFd) -> anyhow::Result<Self> {
+        sys::thread::settle_in(directory).context(
             "cannot give a thread its own file-system context; \
              let the container's seccomp profile allow unshare(CLONE_FS)",
         )?;
-        let (serving, others) = match options.threads {
-            Threads::Own => (Serving::Own, 0),
+        Ok(match threads {
+            Threads::Own => Self::Own,
             Threads::OwnAndHelpers => {
-                let directory = thread_directory.try_clone();
-                let directory = directory.context("cannot copy a descriptor")?;
-                let helpers = Helpers::new("helper", MAX_HELPERS, IDLE_TIME, directory);
-                (Serving::OwnAndHelpers(helpers), MAX_HELPERS)
+                let directory = directory.try_clone().context("cannot copy a descriptor")?;
+                Self::OwnAndHelpers(Helpers::new("helper", MAX_HELPERS, IDLE_TIME, directory))
             }
-            Threads::Pool(threads) => {
-                let pool = start_pool(threads, thread_directory.as_fd())?;
-                (Serving::Pool(pool), threads)
-            }
+            Threads::Pool(threads) => Self::Pool(start_pool(threads, directory.as_fd())?),
+        })
+    }
+}
+
+impl<F: FileSystem> Device<F> {
+    /// A device whose memory the front end has yet to send.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be copied.
+    pub(super) fn new(
+        server: Arc<Server<F>>,
+        serving: Arc<Serving>,
+        options: &DeviceOptions,
+        memory: GuestMemoryAtomic<GuestMemory>,
+        thread_directory: &OwnedFd,
+    ) -> anyhow::Result<Self> {
+        let request_queues = options.request_queues.clamp(1, MAX_REQUEST_QUEUES);
+        let others = match options.threads {
+            Threads::Own => 0,
+            Threads::OwnAndHelpers => MAX_HELPERS,
+            Threads::Pool(threads) => threads,
         };
         Ok(Self {
             common: Arc::new(Common {
@@ -130,8 +143,22 @@ impl<F: FileSystem> Device<F> {
                 .tag
                 .as_ref()
                 .map(|tag| config_space::bytes(tag, request_queues as u32)),
-            thread_directory,
+            exit_events: Mutex::default(),
+            thread_directory: thread_directory
+                .try_clone()
+                .context("cannot copy a descriptor")?,
         })
+    }
+
+    /// Ends the session of a front end that will not come back. The queues'
+    /// threads have ended; requests on other threads are waited for.
+    pub(super) fn front_end_is_gone(&self) {
+        self.acked_features(0);
+        self.reset_device();
+        for number in lock(&self.exit_events).drain(..) {
+            // The library gives up the descriptor and never closes it.
+            drop(sys::adopt_fd::adopt_fd(number));
+        }
     }
 
     /// Serves what is available in one queue.
@@ -144,7 +171,7 @@ impl<F: FileSystem> Device<F> {
             let vring = vring.clone();
             move |workspace: &mut Workspace| queue.serve_one(&common, &vring, head, workspace)
         };
-        match &self.serving {
+        match &*self.serving {
             Serving::Own => queue.serve(common, vring, Patience::Storage, |_| ()),
             Serving::OwnAndHelpers(helpers) => {
                 queue.serve(common, vring, Patience::Nothing, |head| {
@@ -246,7 +273,9 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::CLOEXEC).ok()
+        let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::CLOEXEC).ok()?;
+        lock(&self.exit_events).push(consumer.as_raw_fd());
+        Some((consumer, notifier))
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {

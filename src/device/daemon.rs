@@ -1,4 +1,5 @@
-//! One connection of a front end, from the first message to the last.
+//! The connection of a front end, from the first message to the last, and the
+//! next one, if there is to be one.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -9,6 +10,7 @@ use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 
+use super::backend::Serving;
 use super::{Device, DeviceOptions};
 use crate::fs::FileSystem;
 use crate::guest::GuestMemory;
@@ -18,13 +20,14 @@ use crate::server::Server;
 const MILESTONE: &str = "virtiofsd";
 
 /// Serves the file system to the first front end that connects, until it
-/// disconnects.
+/// disconnects; with `keep_listening` then to the next one, without end.
 ///
 /// `thread_directory` becomes the working directory of every serving thread;
-/// `is_ready` is called when a connection can be served.
+/// `is_ready` is called when the first connection can be served.
 ///
 /// # Errors
-/// When the device cannot be set up, and when the front end breaks the protocol.
+/// When the device cannot be set up, and, unless more front ends may come, when
+/// the front end breaks the protocol.
 pub fn serve(
     listener: UnixListener,
     file_system: impl FileSystem,
@@ -32,33 +35,53 @@ pub fn serve(
     thread_directory: OwnedFd,
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
-    let memory = GuestMemoryAtomic::new(GuestMemory::new());
-    let server = Server::new(file_system, options.access);
-    let device = Arc::new(Device::new(
-        server,
-        options,
-        memory.clone(),
-        thread_directory,
-    )?);
-    let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device, memory)
-        .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
+    let server = Arc::new(Server::new(file_system, options.access));
+    let serving = Arc::new(Serving::new(options.threads, &thread_directory)?);
     let mut listener = Listener::from(listener);
-    log::info!(target: MILESTONE, "Waiting for vhost-user socket connection...");
-    is_ready();
-    daemon
-        .start(&mut listener)
-        .map_err(|error| anyhow!("cannot accept a front end's connection: {error}"))?;
-    // A second front end is refused rather than kept waiting for ever.
-    drop(listener);
-    log::info!(target: MILESTONE, "Client connected, servicing requests");
-    match daemon.wait() {
+    let mut is_ready = Some(is_ready);
+    loop {
+        let memory = GuestMemoryAtomic::new(GuestMemory::new());
+        let device = Arc::new(Device::new(
+            Arc::clone(&server),
+            Arc::clone(&serving),
+            options,
+            memory.clone(),
+            &thread_directory,
+        )?);
+        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
+            .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
+        log::info!(target: MILESTONE, "Waiting for vhost-user socket connection...");
+        if let Some(is_ready) = is_ready.take() {
+            is_ready();
+        }
+        daemon
+            .start(&mut listener)
+            .map_err(|error| anyhow!("cannot accept a front end's connection: {error}"))?;
+        log::info!(target: MILESTONE, "Client connected, servicing requests");
+        if !options.keep_listening {
+            // A second front end is refused rather than kept waiting for ever.
+            drop(listener);
+            daemon_end(daemon.wait())?;
+            log::info!(target: MILESTONE, "Client disconnected, shutting down");
+            return Ok(());
+        }
+        match daemon_end(daemon.wait()) {
+            Ok(()) => log::info!(target: MILESTONE, "Client disconnected"),
+            Err(error) => log::error!(target: MILESTONE, "{error:#}"),
+        }
+        // This waits for the queues' threads: nothing new is taken any more.
+        drop(daemon);
+        device.front_end_is_gone();
+    }
+}
+
+/// Sees a front end that went away as the end that it is.
+fn daemon_end(result: Result<(), DaemonError>) -> anyhow::Result<()> {
+    match result {
         Ok(())
         | Err(DaemonError::HandleRequest(
             ProtocolError::Disconnected | ProtocolError::PartialMessage,
-        )) => {
-            log::info!(target: MILESTONE, "Client disconnected, shutting down");
-            Ok(())
-        }
+        )) => Ok(()),
         // The exact words are what management software looks for.
         Err(error) => Err(anyhow!(
             "Waiting for daemon failed: {error:?}{}",

@@ -7,7 +7,7 @@
 //! requests that other threads serve are counted for the same purpose.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
@@ -36,7 +36,7 @@ pub(super) struct Workspace {
 
 /// What all queues of a device have in common.
 pub(super) struct Common<F> {
-    pub(super) server: Server<F>,
+    pub(super) server: Arc<Server<F>>,
     pub(super) memory: GuestMemoryAtomic<GuestMemory>,
     /// Whether the front end wants to know which pages are written to.
     pub(super) logging: AtomicBool,

@@ -8,9 +8,10 @@ use rustix::io::Errno;
 /// Takes ownership of the descriptor `number`, and keeps it from programs
 /// that this process starts.
 ///
-/// Call this before anything else opens a descriptor: the number comes from
-/// the command line, and a number that was free when the process started must
-/// not meet a descriptor that the daemon has opened for itself since.
+/// For a number from the command line, call this before anything else opens a
+/// descriptor: a number that was free when the process started must not meet a
+/// descriptor that the daemon has opened for itself since. Otherwise the number
+/// must be one whose owner has given it up without closing it.
 ///
 /// # Errors
 /// `EBADF` when no such descriptor is open.
@@ -22,6 +23,7 @@ pub fn adopt_fd(number: RawFd) -> Result<OwnedFd, Errno> {
         return Err(Errno::BADF);
     }
     // SAFETY: the descriptor is open, as the call above has shown, and nobody
-    // else in this process owns it, since nothing was opened before.
+    // else in this process owns it: nothing was opened before, or its owner
+    // has given it up.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

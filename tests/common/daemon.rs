@@ -150,6 +150,17 @@ impl Daemon {
         }
     }
 
+    /// Waits for so many lines that contain `text`.
+    pub fn expect_log_count(&self, text: &str, count: usize) {
+        let all = |lines: &[String]| {
+            let found = lines.iter().filter(|line| line.contains(text)).count();
+            (found >= count).then_some(())
+        };
+        if self.log.wait_for(all).is_none() {
+            panic!("{text:?} was not logged {count} times: {:#?}", self.log());
+        }
+    }
+
     /// Waits until it takes connections; false if it ends instead.
     pub fn starts(&self) -> bool {
         let first = |lines: &[String]| lines.iter().find(|line| line.contains(WAITING)).cloned();
@@ -287,12 +298,12 @@ impl Log {
         })
     }
 
-    fn wait_for(&self, find: impl Fn(&[String]) -> Option<String>) -> Option<String> {
+    fn wait_for<T>(&self, find: impl Fn(&[String]) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock().unwrap();
         loop {
-            if let Some(line) = find(&state.lines) {
-                return Some(line);
+            if let Some(found) = find(&state.lines) {
+                return Some(found);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if state.ended || left.is_zero() {
