@@ -47,6 +47,8 @@ pub struct Config {
     /// The rules about their names, the first that fits first; every name meets
     /// one. `None` leaves the names alone.
     pub xattr_map: Option<Arc<[XattrRule]>>,
+    /// Whether access control lists are served.
+    pub posix_acl: Wanted,
     /// Whether the host drops set-id bits and capabilities of files that change,
     /// so that the guest need not look for them.
     pub killpriv_v2: bool,

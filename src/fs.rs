@@ -83,11 +83,16 @@ pub struct Opened {
 /// not hold and `EBADF` for a handle that is not one of the node.
 #[allow(missing_docs)]
 pub trait FileSystem: Send + Sync + 'static {
-    /// The features that this file system wants (bits of `fuse::flags::init`).
-    fn wanted_features(&self) -> u64;
+    /// The features that this file system wants of a guest that offers these
+    /// (bits of `fuse::flags::init`).
+    fn wanted_features(&self, offered: u64) -> u64;
 
     /// A session begins with these features; what an earlier one held is dropped.
-    fn start(&self, features: u64);
+    ///
+    /// # Errors
+    /// `EPROTO` where one is missing that the operator insists on: then no session
+    /// begins.
+    fn start(&self, features: u64) -> Result<()>;
 
     /// The session is over: every node but the root and every handle is dropped.
     fn stop(&self);
@@ -148,7 +153,7 @@ pub trait FileSystem: Send + Sync + 'static {
     fn statfs(&self, node: NodeId) -> Result<StatfsOut>;
     fn syncfs(&self, node: NodeId) -> Result<()>;
     fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()>;
-    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
+    fn setxattr(&self, who: &Caller, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
     /// The value, at most `size` bytes of it.
     fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>>;
     /// How long the value is.

@@ -18,9 +18,12 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
+use common::frontend::Config;
 use common::fuse_client::{Client, SetAttr};
 use common::session::Session;
-use common::wire::{FATTR_KILL_SUIDGID, OPEN_KILL_SUIDGID, ROOT, WRITE_KILL_SUIDGID, init};
+use common::wire::{
+    FATTR_KILL_SUIDGID, OPEN_KILL_SUIDGID, ROOT, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, init,
+};
 
 // ---- helpers
 
@@ -468,4 +471,274 @@ fn capabilities_out_of_the_daemons_reach_are_out_of_the_guests() {
     let fh = c.open(f, libc::O_RDWR).unwrap().fh;
     assert_eq!(c.write(f, fh, 0, b"x"), Ok(1));
     session.finish();
+}
+
+// ---- access control lists
+
+const ACCESS_LIST: &str = "system.posix_acl_access";
+const DEFAULT_LIST: &str = "system.posix_acl_default";
+const LISTS: u64 = init::POSIX_ACL | init::DONT_MASK | init::SETXATTR_EXT;
+
+// Tags of entries.
+const USER_OBJ: u16 = 1;
+const USER: u16 = 2;
+const GROUP_OBJ: u16 = 4;
+const GROUP: u16 = 8;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+/// A list as the kernel has it: version 2, then tag, permissions and id of each
+/// entry; those about no one in particular have an id of all ones.
+fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        let id = if matches!(*tag, USER | GROUP) {
+            *id
+        } else {
+            u32::MAX
+        };
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+/// `rwx` for the owner, and for one more user as far as the mask goes.
+fn list_with_user(uid: u32, mask: u16) -> Vec<u8> {
+    list(&[
+        (USER_OBJ, 7, 0),
+        (USER, 7, uid),
+        (GROUP_OBJ, 5, 0),
+        (MASK, mask, 0),
+        (OTHER, 0, 0),
+    ])
+}
+
+#[test]
+fn access_control_lists_are_the_hosts() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(&["--posix-acl"]);
+    assert!(session.init.unwrap().has(LISTS));
+    session.put("f", "");
+    let path = session.path("f");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let value = list_with_user(1000, 6);
+    c.setxattr(f, ACCESS_LIST, &value, 0, true).unwrap();
+    assert_eq!(host_value(&path, ACCESS_LIST).unwrap(), value);
+    assert_eq!(c.getxattr(f, ACCESS_LIST, 100).unwrap(), value);
+    assert_eq!(names(c, f), [ACCESS_LIST]);
+    // The mask is the mode's group.
+    assert_eq!(c.getattr(f).unwrap().attr.perm(), 0o760);
+    let mode = SetAttr {
+        mode: Some(0o740),
+        ..SetAttr::default()
+    };
+    c.setattr(f, &mode).unwrap();
+    assert_eq!(
+        c.getxattr(f, ACCESS_LIST, 100).unwrap(),
+        list_with_user(1000, 4)
+    );
+    assert_eq!(
+        c.setxattr(f, DEFAULT_LIST, &value, 0, true),
+        Err(libc::EACCES),
+        "a file has none"
+    );
+    c.removexattr(f, ACCESS_LIST).unwrap();
+    assert_eq!(c.getxattr(f, ACCESS_LIST, 100), Err(libc::ENODATA));
+    session.finish();
+}
+
+#[test]
+fn a_default_list_goes_before_the_umask() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(&["--posix-acl"]);
+    for folder in ["with", "without"] {
+        fs::create_dir(session.path(folder)).unwrap();
+        fs::set_permissions(session.path(folder), fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let default = list_with_user(2000, 7);
+    set_on_host(&session.path("with"), DEFAULT_LIST, &default);
+    for (folder, dir_mode, file_mode) in [("with", 0o770, 0o660), ("without", 0o700, 0o600)] {
+        for uid in [0, 1000] {
+            let c = &mut session.client;
+            let parent = c.walk(folder).unwrap().nodeid;
+            (c.uid, c.gid) = (uid, uid);
+            let [file, dir, fifo] = ["file", "dir", "fifo"].map(|kind| format!("{kind}{uid}"));
+            c.create_masked(parent, &file, libc::O_RDWR, 0o666, 0o077)
+                .unwrap();
+            let made = c.mkdir(parent, &dir, 0o777, 0o077).unwrap();
+            assert_eq!(made.attr.perm(), dir_mode, "{folder} {uid}");
+            c.mknod(parent, &fifo, libc::S_IFIFO | 0o666, 0, 0o077)
+                .unwrap();
+            let at = |name: &str| format!("{folder}/{name}");
+            assert_eq!(session.perm(&at(&file)), file_mode, "{folder} {uid}");
+            assert_eq!(session.perm(&at(&fifo)), file_mode, "{folder} {uid}");
+            assert_eq!(session.perm(&at(&dir)), dir_mode, "{folder} {uid}");
+            let inherited = host_value(&session.path(at(&dir)), DEFAULT_LIST);
+            assert_eq!(inherited.is_some(), folder == "with");
+            // The umask of one request is not that of the next.
+            let c = &mut session.client;
+            let open = c.mkdir(parent, &format!("open{uid}"), 0o777, 0).unwrap();
+            let expected = if folder == "with" { 0o770 } else { 0o777 };
+            assert_eq!(open.attr.perm(), expected);
+            (c.uid, c.gid) = (0, 0);
+        }
+    }
+    session.finish();
+}
+
+#[test]
+fn without_lists_the_umask_is_the_guests_business() {
+    let mut session = Session::new(&["--xattr"]);
+    let c = &mut session.client;
+    assert_eq!(session.init.unwrap().flags & LISTS, 0);
+    let made = c.mkdir(ROOT, "d", 0o777, 0o077).unwrap();
+    assert_eq!(made.attr.perm(), 0o777);
+    session.finish();
+}
+
+#[test]
+fn set_group_id_goes_with_a_list_where_the_guest_says_so() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(&["--posix-acl"]);
+    let value = list_with_user(2000, 7);
+    // Group 0 is the daemon's own.
+    for gid in [0, 5000] {
+        for (flags, left) in [(SETXATTR_ACL_KILL_SGID, 0o770), (0, 0o2770)] {
+            session.put("f", "");
+            let path = session.path("f");
+            std::os::unix::fs::chown(&path, Some(1000), Some(gid)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
+            let c = &mut session.client;
+            let f = c.walk("f").unwrap().nodeid;
+            (c.uid, c.gid) = (1000, 1000);
+            c.setxattr_with(f, ACCESS_LIST, &value, flags).unwrap();
+            (c.uid, c.gid) = (0, 0);
+            assert_eq!(session.perm("f"), left, "group {gid}, flags {flags}");
+            // The daemon is itself again.
+            let c = &mut session.client;
+            c.mkdir(ROOT, "d", 0o755, 0).unwrap();
+            assert_eq!(c.lookup(ROOT, "d").unwrap().attr.gid, 0);
+            c.rmdir(ROOT, "d").unwrap();
+        }
+    }
+    session.finish();
+}
+
+#[test]
+fn a_list_that_grants_a_group_lets_its_members_create() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(&["--posix-acl"]);
+    fs::create_dir(session.path("d")).unwrap();
+    fs::set_permissions(session.path("d"), fs::Permissions::from_mode(0o700)).unwrap();
+    let granted = list(&[
+        (USER_OBJ, 7, 0),
+        (GROUP_OBJ, 0, 0),
+        (GROUP, 7, 3000),
+        (MASK, 7, 0),
+        (OTHER, 0, 0),
+    ]);
+    set_on_host(&session.path("d"), ACCESS_LIST, &granted);
+    let c = &mut session.client;
+    let d = c.walk("d").unwrap().nodeid;
+    // The guest names the folder's own group only, and has checked the list.
+    (c.uid, c.gid) = (1000, 1000);
+    let (entry, _) = c.create(d, "f", libc::O_RDWR, 0o600).unwrap();
+    assert_eq!((entry.attr.uid, entry.attr.gid), (1000, 1000));
+    session.finish();
+}
+
+#[test]
+fn a_guest_without_lists_cannot_mount_where_they_are_insisted_on() {
+    for missing in [init::POSIX_ACL, init::DONT_MASK, init::SETXATTR_EXT] {
+        let mut session = Session::before_init(&["--posix-acl=always"], &Config::default());
+        for _ in 0..3 {
+            let answer = session.client.init_with(7, 39, init::LINUX & !missing);
+            assert_eq!(answer.unwrap_err(), libc::EPROTO);
+            assert_eq!(session.client.getattr(ROOT).unwrap_err(), libc::EIO);
+        }
+        assert!(session.client.init().has(LISTS));
+        session.client.getattr(ROOT).unwrap();
+        let daemon = session.finish();
+        assert_eq!(daemon.log_count("--posix-acl"), 1, "{:#?}", daemon.log());
+    }
+}
+
+#[test]
+fn a_guest_without_lists_goes_without_where_they_are_wished_for() {
+    let mut session = Session::before_init(&["--posix-acl=auto"], &Config::default());
+    session.put("f", "");
+    let offered = init::LINUX & !init::DONT_MASK;
+    let out = session.client.init_with(7, 39, offered).unwrap();
+    assert_eq!(out.flags & LISTS, 0);
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    let value = list_with_user(1000, 7);
+    assert_eq!(
+        c.setxattr(f, ACCESS_LIST, &value, 0, false),
+        Err(libc::ENOTSUP)
+    );
+    assert!(c.init().has(LISTS), "the next guest has them");
+    assert_eq!(session.finish().log_count("--posix-acl"), 1);
+}
+
+#[test]
+fn names_that_only_begin_like_a_list_are_ordinary() {
+    let mut session = Session::new(&["--xattrmap=:map:system.:user.v.:"]);
+    session.put("f", "");
+    let c = &mut session.client;
+    let f = c.walk("f").unwrap().nodeid;
+    for name in ["system.posix_acl", "system.posix_acl_acces", "system.p"] {
+        assert_eq!(c.setxattr(f, name, b"v", 0, false), Ok(()), "{name}");
+    }
+    for name in [ACCESS_LIST, DEFAULT_LIST] {
+        assert_eq!(c.setxattr(f, name, b"v", 0, false), Err(libc::ENOTSUP));
+        assert_eq!(c.getxattr(f, name, 9), Err(libc::ENOTSUP));
+        assert_eq!(c.removexattr(f, name), Err(libc::ENOTSUP));
+    }
+    session.finish();
+}
+
+#[test]
+fn lists_are_hidden_where_the_guest_does_not_enforce_them() {
+    if !is_root() {
+        return;
+    }
+    // The second one would give them another name.
+    for option in ["--xattr", "--xattrmap=:prefix:all:x.:system.: :ok:all:::"] {
+        let mut session = Session::new(&[option]);
+        session.put("f", "");
+        set_on_host(&session.path("f"), ACCESS_LIST, &list_with_user(1000, 7));
+        set_on_host(&session.path("f"), "user.x", b"v");
+        let c = &mut session.client;
+        let f = c.walk("f").unwrap().nodeid;
+        assert_eq!(names(c, f), ["user.x"]);
+        for name in [ACCESS_LIST, "x.posix_acl_access"] {
+            let answer = c.getxattr(f, name, 100);
+            assert!(answer.is_err(), "{name}: {answer:?}");
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn rules_that_keep_lists_from_the_host_are_warned_about() {
+    for (map, warnings) in [
+        ("--xattrmap=:map::user.v.:", 2),
+        ("--xattrmap=:map:trusted.:user.v.:", 0),
+    ] {
+        let session = Session::new(&["--posix-acl", map]);
+        let daemon = session.finish();
+        assert_eq!(daemon.log_count("from the host"), warnings);
+    }
 }

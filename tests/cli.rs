@@ -537,9 +537,7 @@ fn translations_that_overlap_are_both_named_before_anything_is_made() {
 fn an_option_that_is_still_to_come_is_refused() {
     let place = Place::new();
     for (arguments, name) in [
-        (&["--posix-acl"][..], "--posix-acl"),
-        (&["--posix-acl=auto"], "--posix-acl"),
-        (&["--security-label"], "--security-label"),
+        (&["--security-label"][..], "--security-label"),
         (&["--security-label=auto"], "--security-label"),
         (
             &["--inode-file-handles=mandatory"],
@@ -563,8 +561,8 @@ fn an_option_that_is_still_to_come_is_refused() {
 #[test]
 fn all_that_is_still_to_come_is_named_in_one_line() {
     let place = Place::new();
-    let refusal = place.refused(&["--posix-acl", "--migration-confirm-paths"]);
-    refusal.is_failure("--posix-acl (");
+    let refusal = place.refused(&["--security-label", "--migration-confirm-paths"]);
+    refusal.is_failure("--security-label (");
     refusal.is_failure("--migration-confirm-paths (");
 }
 

@@ -31,7 +31,10 @@ pub fn decode(bytes: &[u8]) {
         total_extlen: u16::from(input.byte()),
         ..InHeader::default()
     };
-    let _ = decode_request(opcode, &header, input.rest());
+    let body = input.rest();
+    for features in [0, u64::MAX] {
+        let _ = decode_request(opcode, &header, body, features);
+    }
 }
 
 thread_local! {

@@ -21,11 +21,6 @@ struct Later {
 
 const TABLE: &[Later] = &[
     Later {
-        option: "--posix-acl",
-        is_asked: |o| o.posix_acl != Negotiation::Never,
-        instead: "leave it out: the host checks its lists all the same",
-    },
-    Later {
         option: "--security-label",
         is_asked: |o| o.security_label != Negotiation::Never,
         instead: "leave it out, and label new files from the guest with --xattr",

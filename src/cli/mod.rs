@@ -253,6 +253,7 @@ impl Options {
             readdirplus: !self.no_readdirplus && cache != CachePolicy::Never,
             xattr: self.xattr || xattr_is_implied,
             xattr_map: self.xattrmap.clone(),
+            posix_acl: self.posix_acl.into(),
             killpriv_v2: self.killpriv_v2,
             preserve_noatime: self.preserve_noatime,
             announce_submounts: !self.no_announce_submounts,

@@ -9,7 +9,7 @@ use clap::{ArgAction, Parser, ValueEnum, ValueHint};
 use log::LevelFilter;
 
 use super::values::{IdMap, Tag, parse_id_map, parse_tag, parse_translation, parse_xattr_map};
-use crate::config::{CachePolicy, Translation, XattrRule};
+use crate::config::{CachePolicy, Translation, Wanted, XattrRule};
 
 /// How the start of the usage line reads.
 const USAGE: &str = "virtiofsd --shared-dir <DIR> --socket-path <PATH> [OPTIONS]";
@@ -333,6 +333,16 @@ pub enum Negotiation {
     Auto,
     /// Insisted on: a guest without it cannot mount.
     Always,
+}
+
+impl From<Negotiation> for Wanted {
+    fn from(choice: Negotiation) -> Self {
+        match choice {
+            Negotiation::Never => Self::No,
+            Negotiation::Auto => Self::IfOffered,
+            Negotiation::Always => Self::Always,
+        }
+    }
 }
 
 /// `--sandbox`.

@@ -164,6 +164,8 @@ wire! {
     FsyncIn: 16 { fh: u64, fsync_flags: u32, padding: u32 }
     /// `fuse_setxattr_in` as it was before `SETXATTR_EXT`.
     SetxattrIn: 8 { size: u32, flags: u32 }
+    /// The part of `fuse_setxattr_in` that follows with `SETXATTR_EXT`.
+    SetxattrInExt: 8 { setxattr_flags: u32, padding: u32 }
     /// `fuse_getxattr_in`: GETXATTR and LISTXATTR.
     GetxattrIn: 8 { size: u32, padding: u32 }
     /// `fuse_getxattr_out`.

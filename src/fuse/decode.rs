@@ -44,7 +44,8 @@ impl From<Malformed> for Errno {
 /// Decodes the body of a request.
 ///
 /// `body` is what follows the header: all of it, or for an operation with a
-/// payload the struct in front of the data.
+/// payload the struct in front of the data. `features` are the bits that INIT
+/// agreed on.
 ///
 /// # Errors
 /// [`Malformed`] when the bytes contradict the protocol.
@@ -52,6 +53,7 @@ pub fn decode<'a>(
     opcode: Opcode,
     header: &abi::InHeader,
     body: &'a [u8],
+    features: u64,
 ) -> Result<Op<'a>, Malformed> {
     let (body, extensions) = split_extensions(header, body)?;
     let mut cursor = Cursor::new(body);
@@ -83,6 +85,7 @@ pub fn decode<'a>(
                 name,
                 mode: args.mode,
                 rdev: args.rdev,
+                umask: args.umask,
                 extensions,
             })
         }
@@ -93,6 +96,7 @@ pub fn decode<'a>(
             Op::Mkdir(MkdirArgs {
                 name,
                 mode: args.mode,
+                umask: args.umask,
                 extensions,
             })
         }
@@ -147,7 +151,7 @@ pub fn decode<'a>(
             let (handle, data_only) = fsync(&cursor.take()?);
             Op::Fsyncdir { handle, data_only }
         }
-        Opcode::Setxattr => Op::Setxattr(setxattr(&mut cursor)?),
+        Opcode::Setxattr => Op::Setxattr(setxattr(&mut cursor, features)?),
         Opcode::Getxattr => {
             let args: abi::GetxattrIn = cursor.take()?;
             Op::Getxattr {
@@ -176,6 +180,7 @@ pub fn decode<'a>(
                 name,
                 open: open(args.flags, args.open_flags),
                 mode: args.mode,
+                umask: args.umask,
                 extensions,
             })
         }
@@ -291,8 +296,13 @@ fn fsync(args: &abi::FsyncIn) -> (HandleId, bool) {
     )
 }
 
-fn setxattr<'a>(cursor: &mut Cursor<'a>) -> Result<SetxattrArgs<'a>, Malformed> {
+fn setxattr<'a>(cursor: &mut Cursor<'a>, features: u64) -> Result<SetxattrArgs<'a>, Malformed> {
     let args: abi::SetxattrIn = cursor.take()?;
+    let more = if features & flags::init::SETXATTR_EXT != 0 {
+        cursor.take()?
+    } else {
+        abi::SetxattrInExt::default()
+    };
     if args.size as usize > XATTR_SIZE_MAX {
         return Err(Malformed::ValueTooLong);
     }
@@ -302,6 +312,7 @@ fn setxattr<'a>(cursor: &mut Cursor<'a>) -> Result<SetxattrArgs<'a>, Malformed> 
         name,
         value,
         flags: args.flags,
+        set_id: SetId::dropped_if(more.setxattr_flags & flags::setxattr::ACL_KILL_SGID != 0),
     })
 }
 
@@ -387,9 +398,9 @@ mod tests {
     fn the_shortest_valid_body_decodes_and_every_prefix_is_refused() {
         for opcode in Opcode::ALL {
             let body = shortest_body(*opcode);
-            assert!(decode(*opcode, &header(), &body).is_ok(), "{opcode:?}");
+            assert!(decode(*opcode, &header(), &body, 0).is_ok(), "{opcode:?}");
             for len in 0..body.len() {
-                let cut = decode(*opcode, &header(), &body[..len]);
+                let cut = decode(*opcode, &header(), &body[..len], 0);
                 assert!(cut.is_err(), "{opcode:?} cut to {len}");
             }
         }
@@ -404,7 +415,7 @@ mod tests {
                 ..header()
             };
             assert_eq!(
-                decode(*opcode, &header, &body).err(),
+                decode(*opcode, &header, &body, 0).err(),
                 Some(Malformed::Short),
                 "{opcode:?}"
             );
@@ -424,14 +435,14 @@ mod tests {
                 size,
                 ..Default::default()
             };
-            let read = decode(Opcode::Read, &header(), args.as_bytes());
+            let read = decode(Opcode::Read, &header(), args.as_bytes(), 0);
             assert_eq!(read.is_ok(), good, "read {offset} {size}");
             let args = abi::WriteIn {
                 offset,
                 size,
                 ..Default::default()
             };
-            let write = decode(Opcode::Write, &header(), args.as_bytes());
+            let write = decode(Opcode::Write, &header(), args.as_bytes(), 0);
             assert_eq!(write.is_ok(), good, "write {offset} {size}");
         }
     }
@@ -443,17 +454,43 @@ mod tests {
             [args.as_bytes(), b"user.x\0", &vec![7; len]].concat()
         };
         let longest = body(65536, 65536);
-        assert!(decode(Opcode::Setxattr, &header(), &longest).is_ok());
+        assert!(decode(Opcode::Setxattr, &header(), &longest, 0).is_ok());
         let too_long = body(65537, 65537);
         assert_eq!(
-            decode(Opcode::Setxattr, &header(), &too_long).err(),
+            decode(Opcode::Setxattr, &header(), &too_long, 0).err(),
             Some(Malformed::ValueTooLong)
         );
         let missing = body(10, 9);
         assert_eq!(
-            decode(Opcode::Setxattr, &header(), &missing).err(),
+            decode(Opcode::Setxattr, &header(), &missing, 0).err(),
             Some(Malformed::Short)
         );
+    }
+
+    #[test]
+    fn setxattr_reads_flags_of_its_own_only_where_they_were_agreed_on() {
+        let extended = flags::init::SETXATTR_EXT;
+        let short = abi::SetxattrIn { size: 1, flags: 2 };
+        let more = abi::SetxattrInExt {
+            setxattr_flags: flags::setxattr::ACL_KILL_SGID,
+            padding: 0,
+        };
+        let short_body = [short.as_bytes(), b"n\0v"].concat();
+        let long_body = [short.as_bytes(), more.as_bytes(), b"n\0v"].concat();
+        for (body, features, set_id) in [
+            (&short_body, 0, SetId::Keep),
+            (&long_body, extended, SetId::Drop),
+        ] {
+            let Ok(Op::Setxattr(args)) = decode(Opcode::Setxattr, &header(), body, features) else {
+                panic!()
+            };
+            assert_eq!((args.name, args.value, args.flags), (c"n", &b"v"[..], 2));
+            assert_eq!(args.set_id, set_id);
+        }
+        for len in 0..long_body.len() {
+            let cut = decode(Opcode::Setxattr, &header(), &long_body[..len], extended);
+            assert!(cut.is_err(), "{len}");
+        }
     }
 
     #[test]
@@ -464,7 +501,7 @@ mod tests {
             max_readahead: 1,
             flags: 1,
         };
-        let Ok(Op::Init(args)) = decode(Opcode::Init, &header(), short.as_bytes()) else {
+        let Ok(Op::Init(args)) = decode(Opcode::Init, &header(), short.as_bytes(), 0) else {
             panic!()
         };
         assert_eq!(args.flags, 1);
@@ -472,13 +509,13 @@ mod tests {
             flags: 1 << 30,
             ..short
         };
-        assert!(decode(Opcode::Init, &header(), long.as_bytes()).is_err());
+        assert!(decode(Opcode::Init, &header(), long.as_bytes(), 0).is_err());
         let extra = abi::InitInExt {
             flags2: 4,
             unused: [0; 11],
         };
         let body = [long.as_bytes(), extra.as_bytes()].concat();
-        let Ok(Op::Init(args)) = decode(Opcode::Init, &header(), &body) else {
+        let Ok(Op::Init(args)) = decode(Opcode::Init, &header(), &body, 0) else {
             panic!()
         };
         assert_eq!(args.flags, 1 << 30 | 4 << 32);

@@ -10,6 +10,8 @@ pub mod init {
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     /// Writes of more than 4 KiB.
     pub const BIG_WRITES: u64 = 1 << 5;
+    /// The umask is left to us: modes come as the program gave them.
+    pub const DONT_MASK: u64 = 1 << 6;
     /// Cached pages are dropped when the size or mtime changed on the host.
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// READDIRPLUS is there.
@@ -22,6 +24,9 @@ pub mod init {
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
     /// LOOKUP and READDIR of one directory may be under way at once.
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    /// The guest enforces access control lists, which it gets as extended
+    /// attributes.
+    pub const POSIX_ACL: u64 = 1 << 20;
     /// `max_pages` of the reply is valid.
     pub const MAX_PAGES: u64 = 1 << 22;
     /// Mount points carry [`super::attr::SUBMOUNT`].
@@ -29,6 +34,8 @@ pub mod init {
     /// Set-id bits and capabilities of a file that changes are dropped by us,
     /// where a request says so.
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    /// SETXATTR has flags of its own (`super::setxattr`).
+    pub const SETXATTR_EXT: u64 = 1 << 29;
     /// `flags2` is valid, and the request is 64 bytes long.
     pub const INIT_EXT: u64 = 1 << 30;
     /// Creating requests carry the supplementary group that matters.
@@ -98,6 +105,12 @@ pub mod write {
     pub const CACHE: u32 = 1 << 0;
     /// The writer may not keep set-id bits: the host drops them.
     pub const KILL_SUIDGID: u32 = 1 << 2;
+}
+
+/// Bits of `fuse_setxattr_in.setxattr_flags`.
+pub mod setxattr {
+    /// The caller may not keep set-group-id where it sets the access list.
+    pub const ACL_KILL_SGID: u32 = 1 << 0;
 }
 
 /// Bits of `fuse_fsync_in.fsync_flags`.

@@ -81,6 +81,8 @@ pub struct MknodArgs<'a> {
     pub mode: u32,
     /// The device, in the kernel's encoding (`new_encode_dev`).
     pub rdev: u32,
+    /// The caller's umask; applied already unless `DONT_MASK` was agreed on.
+    pub umask: u32,
     /// Extensions of the request.
     pub extensions: Extensions,
 }
@@ -92,6 +94,8 @@ pub struct MkdirArgs<'a> {
     pub name: Name<'a>,
     /// Permission bits.
     pub mode: u32,
+    /// As in [`MknodArgs`].
+    pub umask: u32,
     /// Extensions of the request.
     pub extensions: Extensions,
 }
@@ -138,6 +142,8 @@ pub struct CreateArgs<'a> {
     pub open: OpenArgs,
     /// Permission bits.
     pub mode: u32,
+    /// As in [`MknodArgs`].
+    pub umask: u32,
     /// Extensions of the request.
     pub extensions: Extensions,
 }
@@ -177,6 +183,8 @@ pub struct SetxattrArgs<'a> {
     pub value: &'a [u8],
     /// Flags of `setxattr(2)`.
     pub flags: u32,
+    /// What becomes of set-group-id when the access list is set.
+    pub set_id: SetId,
 }
 
 /// Arguments of FALLOCATE; offset and length are at most `i64::MAX`.

@@ -103,6 +103,16 @@ impl Credentials {
         self.capabilities.effective.contains(CapabilitySet::FSETID)
     }
 
+    /// Makes the calling thread a member of this group only, in place of the
+    /// daemon's own.
+    ///
+    /// # Errors
+    /// Those of the calls that change the identity; then nothing is changed.
+    pub fn as_member_of(&self, gid: Gid) -> Result<AsGuest<'_>, Errno> {
+        let uid = self.uid;
+        self.assume(HostIds { uid, gid }, None, Override::Keep)
+    }
+
     /// Makes the calling thread one whose writes drop set-id bits.
     ///
     /// # Errors

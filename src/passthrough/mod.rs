@@ -19,6 +19,7 @@ mod io;
 mod lookup;
 mod namespace;
 mod open;
+mod optional;
 mod privileges;
 mod xattr;
 mod xattr_map;
@@ -35,7 +36,7 @@ use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::config::{CachePolicy, Config};
+use crate::config::{CachePolicy, Config, Wanted};
 use crate::fs::{Attributes, Entry, FileSystem, Opened, Patience, Result, Waiting};
 use crate::fuse::abi::StatfsOut;
 use crate::fuse::cursor::Name;
@@ -49,6 +50,7 @@ use crate::fuse::op::{
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
+use crate::sys::thread::{self, Masked};
 use credentials::{AsGuest, Credentials, Override};
 use fd_budget::FdBudget;
 use file_systems::FileSystems;
@@ -116,6 +118,9 @@ impl Passthrough {
         file_systems.meet(found.key.device, root.as_fd());
         rustix::process::umask(Mode::empty());
         let xattr_names = XattrMap::new(config.xattr_map.clone());
+        if config.posix_acl != Wanted::No {
+            xattr::warn_about_renamed_lists(&xattr_names);
+        }
         Ok(Self {
             renamed_capability: privileges::renamed_capability(&xattr_names),
             xattr_names,
@@ -153,7 +158,9 @@ impl Passthrough {
 
     /// Makes the calling thread act as the guest's user until the guard drops.
     fn act_as(&self, who: &Caller, extensions: &Extensions) -> Result<AsGuest<'_>> {
-        let overriding = if self.has(features::CREATE_SUPP_GROUP) {
+        // An access control list may grant what that one group does not.
+        let named = self.has(features::CREATE_SUPP_GROUP) && !self.has(features::POSIX_ACL);
+        let overriding = if named {
             Override::Drop
         } else {
             Override::Keep
@@ -162,6 +169,17 @@ impl Passthrough {
         let group = extensions.supplementary_group;
         let group = group.map(|group| self.ids.host_gid(group)).transpose()?;
         self.credentials.assume(who, group, overriding)
+    }
+
+    /// Applies the umask of a process in the guest until the guard drops, if the
+    /// guest leaves that to us: the host does not apply it below a folder that has
+    /// a default access control list.
+    fn masked_by(&self, umask: u32) -> Result<Option<Masked>> {
+        let umask = Mode::from_raw_mode(umask & 0o777);
+        if umask.is_empty() || !self.has(features::DONT_MASK) {
+            return Ok(None);
+        }
+        thread::mask(&self.proc_self_fd, umask).map(Some)
     }
 
     /// Whether INIT settled a feature.
@@ -176,7 +194,7 @@ impl Passthrough {
 }
 
 impl FileSystem for Passthrough {
-    fn wanted_features(&self) -> u64 {
+    fn wanted_features(&self, offered: u64) -> u64 {
         let config = &self.config;
         let when = |wanted: bool, feature| if wanted { feature } else { 0 };
         let readdirplus = config.readdirplus && config.cache != CachePolicy::Never;
@@ -195,12 +213,13 @@ impl FileSystem for Passthrough {
                 features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,
             )
             | when(config.writeback, features::WRITEBACK_CACHE)
-            | when(config.killpriv_v2, features::HANDLE_KILLPRIV_V2)
             | when(config.announce_submounts, features::SUBMOUNTS)
             | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
+            | optional::to_ask_for(config, offered)
     }
 
-    fn start(&self, agreed: u64) {
+    fn start(&self, agreed: u64) -> Result<()> {
+        optional::check(&self.config, agreed)?;
         if self.config.announce_submounts && agreed & features::SUBMOUNTS == 0 {
             // This line has no log prefix: management software knows it so.
             // Once is enough, and nobody may be there to read it.
@@ -211,6 +230,7 @@ impl FileSystem for Passthrough {
             });
         }
         self.features.store(agreed, Ordering::Relaxed);
+        Ok(())
     }
 
     fn stop(&self) {
@@ -362,8 +382,8 @@ impl FileSystem for Passthrough {
         self.check_access(who, node, mask)
     }
 
-    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
-        self.set_xattr(node, args)
+    fn setxattr(&self, who: &Caller, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
+        self.set_xattr(who, node, args)
     }
 
     fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {

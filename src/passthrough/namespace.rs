@@ -24,6 +24,7 @@ impl Passthrough {
         parent: NodeId,
         name: Name<'_>,
         extensions: &Extensions,
+        umask: u32,
         call: impl FnOnce(&Node, &CStr) -> Result<()>,
     ) -> Result<Entry> {
         let parent = self.node(parent)?;
@@ -31,6 +32,7 @@ impl Passthrough {
         let place = self.budget.reserve()?;
         {
             let _as_guest = self.act_as(who, extensions)?;
+            let _masked = self.masked_by(umask)?;
             call(&parent, name.as_c_str())?;
         }
         self.look_up_new(&parent, name.as_c_str(), place)
@@ -44,9 +46,14 @@ impl Passthrough {
         args: &MkdirArgs<'_>,
     ) -> Result<Entry> {
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        self.make(who, parent, args.name, &args.extensions, |parent, name| {
-            rustix::fs::mkdirat(parent, name, mode)
-        })
+        self.make(
+            who,
+            parent,
+            args.name,
+            &args.extensions,
+            args.umask,
+            |parent, name| rustix::fs::mkdirat(parent, name, mode),
+        )
     }
 
     /// MKNOD.
@@ -65,9 +72,16 @@ impl Passthrough {
         }
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let (major, minor) = decode_device(args.rdev);
-        self.make(who, parent, args.name, &args.extensions, |parent, name| {
-            rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
-        })
+        self.make(
+            who,
+            parent,
+            args.name,
+            &args.extensions,
+            args.umask,
+            |parent, name| {
+                rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
+            },
+        )
     }
 
     /// SYMLINK.
@@ -77,9 +91,14 @@ impl Passthrough {
         parent: NodeId,
         args: &SymlinkArgs<'_>,
     ) -> Result<Entry> {
-        self.make(who, parent, args.name, &args.extensions, |parent, name| {
-            rustix::fs::symlinkat(args.target, parent, name)
-        })
+        self.make(
+            who,
+            parent,
+            args.name,
+            &args.extensions,
+            0,
+            |parent, name| rustix::fs::symlinkat(args.target, parent, name),
+        )
     }
 
     /// LINK: another name for a node that the guest holds.

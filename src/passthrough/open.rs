@@ -129,6 +129,7 @@ impl Passthrough {
         let places = (self.budget.reserve()?, self.budget.reserve()?);
         let created = {
             let _as_guest = self.act_as(who, &args.extensions)?;
+            let _masked = self.masked_by(args.umask)?;
             rustix::fs::openat(&parent, args.name.as_c_str(), flags, mode)
         };
         match created {

@@ -12,21 +12,35 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::Passthrough;
+use super::credentials::{AsGuest, WithoutFsetid};
+use super::xattr_map::XattrMap;
 use crate::fs::Result;
 use crate::fuse::XATTR_SIZE_MAX;
-use crate::fuse::op::SetxattrArgs;
+use crate::fuse::flags::init as features;
+use crate::fuse::op::{Caller, SetId, SetxattrArgs};
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 
 /// The bytes of the longest list of names (`XATTR_LIST_MAX`).
 const XATTR_LIST_MAX: usize = 65536;
 
-/// POSIX ACLs: the guest's kernel would not enforce them, so they are not there.
-fn is_hidden(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"system.posix_acl_access" | b"system.posix_acl_default"
-    )
+/// The access control list of a file.
+const ACCESS_LIST: &CStr = c"system.posix_acl_access";
+
+/// The list that what is made in a folder gets.
+const DEFAULT_LIST: &CStr = c"system.posix_acl_default";
+
+/// Tells the operator of rules that keep access control lists from the host.
+pub(super) fn warn_about_renamed_lists(names: &XattrMap) {
+    for list in [ACCESS_LIST, DEFAULT_LIST] {
+        if names.to_host(list).ok().as_deref() != Some(list) {
+            log::warn!(
+                "--xattrmap keeps {} from the host, which then neither enforces nor inherits \
+                 it; begin the rules with :ok:all:system.posix_acl_:system.posix_acl_:",
+                list.to_string_lossy()
+            );
+        }
+    }
 }
 
 impl Passthrough {
@@ -53,13 +67,20 @@ impl Passthrough {
         call(FdName::of(fd).as_c_str())
     }
 
+    /// Access control lists are not there where the guest's kernel would not
+    /// enforce them.
+    fn is_hidden(&self, name: &[u8]) -> bool {
+        let is_list = name == ACCESS_LIST.to_bytes() || name == DEFAULT_LIST.to_bytes();
+        is_list && !self.has(features::POSIX_ACL)
+    }
+
     /// What the host calls an attribute of the guest.
     fn host_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
-        if is_hidden(name.to_bytes()) {
+        if self.is_hidden(name.to_bytes()) {
             return Err(Errno::NOTSUP);
         }
         let host = self.xattr_names.to_host(name)?;
-        if is_hidden(host.to_bytes()) {
+        if self.is_hidden(host.to_bytes()) {
             return Err(Errno::NOTSUP);
         }
         Ok(host)
@@ -74,12 +95,38 @@ impl Passthrough {
     }
 
     /// SETXATTR.
-    pub(super) fn set_xattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
+    pub(super) fn set_xattr(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: &SetxattrArgs<'_>,
+    ) -> Result<()> {
         let flags = XattrFlags::from_bits_retain(args.flags);
         self.with_xattr_target(node, |path| {
             let name = self.host_name(args.name)?;
+            let _as_caller = if args.set_id == SetId::Drop && *name == *ACCESS_LIST {
+                Some(self.without_set_group_id(who)?)
+            } else {
+                None
+            };
             rustix::fs::setxattr(path, &*name, args.value, flags)
         })
+    }
+
+    /// Makes the thread one that cannot keep set-group-id when it sets an access
+    /// control list: without the capability, and as little a member of the file's
+    /// group as the caller. The rest of its rights stay.
+    fn without_set_group_id(
+        &self,
+        who: &Caller,
+    ) -> Result<(Option<AsGuest<'_>>, WithoutFsetid<'_>)> {
+        let as_member = if self.credentials.may_keep_set_id() {
+            let gid = self.ids.host_ids(who)?.gid;
+            Some(self.credentials.as_member_of(gid)?)
+        } else {
+            None
+        };
+        Ok((as_member, self.credentials.without_fsetid()?))
     }
 
     /// GETXATTR.
@@ -138,7 +185,8 @@ impl Passthrough {
         let bare = |name: &'n [u8]| name.strip_suffix(b"\0").unwrap_or(name);
         let guest = self.xattr_names.to_guest(name)?;
         let is_nameless = bare(guest).is_empty();
-        (!is_nameless && !is_hidden(bare(name)) && !is_hidden(bare(guest))).then_some(guest)
+        (!is_nameless && !self.is_hidden(bare(name)) && !self.is_hidden(bare(guest)))
+            .then_some(guest)
     }
 
     /// REMOVEXATTR.

@@ -84,7 +84,7 @@ impl<F: FileSystem> Server<F> {
             Op::Fsync { handle, data_only } => fs.fsync(node, handle, data_only),
             Op::Fsyncdir { handle, data_only } => fs.fsyncdir(node, handle, data_only),
             Op::Flush { handle } => fs.flush(node, handle),
-            Op::Setxattr(args) => fs.setxattr(node, &args),
+            Op::Setxattr(args) => fs.setxattr(who, node, &args),
             Op::Getxattr { name, size: 0 } => put_len(reply, fs.getxattr_len(node, name)?),
             Op::Getxattr { name, size } => put_bytes(reply, &fs.getxattr(node, name, size)?),
             Op::Listxattr { size: 0 } => put_len(reply, fs.listxattr_len(node)?),
@@ -124,7 +124,7 @@ impl<F: FileSystem> Server<F> {
 
     /// Settles the features and begins a session.
     fn init(&self, args: &InitArgs, reply: &mut Writable<'_>) -> Result<(), Errno> {
-        match negotiate(args, self.fs.wanted_features()) {
+        match negotiate(args, self.fs.wanted_features(args.flags)) {
             Negotiation::AskAgain(out) => put(reply, &out),
             Negotiation::TooOld => {
                 static WARNED: Once = Once::new();
@@ -144,7 +144,8 @@ impl<F: FileSystem> Server<F> {
                 // requests that DESTROY overtook may have left something.
                 self.in_session.store(false, Ordering::Release);
                 self.fs.stop();
-                self.fs.start(features);
+                self.features.store(features, Ordering::Relaxed);
+                self.fs.start(features)?;
                 self.in_session.store(true, Ordering::Release);
                 put(reply, &out)
             }

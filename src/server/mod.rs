@@ -8,7 +8,7 @@
 mod dispatch;
 mod read_only;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -52,6 +52,8 @@ pub struct Server<F> {
     access: Access,
     /// Whether INIT was answered and DESTROY was not.
     in_session: AtomicBool,
+    /// What that INIT agreed on.
+    features: AtomicU64,
 }
 
 impl<F: FileSystem> Server<F> {
@@ -61,6 +63,7 @@ impl<F: FileSystem> Server<F> {
             fs,
             access,
             in_session: AtomicBool::new(false),
+            features: AtomicU64::new(0),
         }
     }
 
@@ -170,7 +173,8 @@ impl<F: FileSystem> Server<F> {
         } = scratch;
         body.resize(body_len, 0);
         request.copy_out(body);
-        let op = decode(opcode, header, body).map_err(Errno::from)?;
+        let op = decode(opcode, header, body, self.features.load(Ordering::Relaxed))
+            .map_err(Errno::from)?;
         if !self.in_session.load(Ordering::Acquire) && opcode != Opcode::Init {
             return Err(Errno::IO.into());
         }

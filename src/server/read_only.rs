@@ -104,6 +104,7 @@ mod tests {
             name: Name::new(c"name").unwrap(),
             open: open_args(flags),
             mode: 0o644,
+            umask: 0,
             extensions: Extensions::default(),
         };
         check(Opcode::Create, &Op::Create(args))

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::os::fd::AsFd;
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
@@ -15,6 +16,29 @@ pub fn unshare_fs() -> Result<(), Errno> {
     // SAFETY: CLONE_FS takes no descriptor or memory away from anyone; it only
     // stops this thread from sharing its umask and working directory.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }
+}
+
+/// The calling thread has a umask for as long as this lives; all others and it
+/// itself have none otherwise.
+#[derive(Debug)]
+#[must_use]
+pub struct Masked(());
+
+/// Gives the calling thread, and no other, a umask until the guard drops. It
+/// settles in `directory` first (see [`settle_in`]).
+///
+/// # Errors
+/// Those of [`settle_in`].
+pub fn mask(directory: impl AsFd, umask: Mode) -> Result<Masked, Errno> {
+    settle_in(directory)?;
+    rustix::process::umask(umask);
+    Ok(Masked(()))
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        rustix::process::umask(Mode::empty());
+    }
 }
 
 thread_local! {

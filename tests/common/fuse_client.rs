@@ -858,6 +858,22 @@ impl Client {
         self.empty(op::SETXATTR, nodeid, body.name(name).bytes(value))
     }
 
+    /// With the flags of SETXATTR_EXT.
+    pub fn setxattr_with(
+        &mut self,
+        nodeid: u64,
+        name: impl AsRef<OsStr>,
+        value: &[u8],
+        setxattr_flags: u32,
+    ) -> Answer<()> {
+        let body = Encoder::new()
+            .u32(u32::try_from(value.len()).unwrap())
+            .u32(0)
+            .u32(setxattr_flags)
+            .u32(0);
+        self.empty(op::SETXATTR, nodeid, body.name(name).bytes(value))
+    }
+
     /// The value, in a buffer of `size` bytes.
     pub fn getxattr(&mut self, nodeid: u64, name: impl AsRef<OsStr>, size: u32) -> Answer<Vec<u8>> {
         let body = Encoder::new().u32(size).u32(0).name(name);

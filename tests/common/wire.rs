@@ -144,6 +144,9 @@ pub const FATTR_ATIME_NOW: u32 = 1 << 7;
 pub const FATTR_MTIME_NOW: u32 = 1 << 8;
 pub const FATTR_KILL_SUIDGID: u32 = 1 << 11;
 
+// Requests to SETXATTR with SETXATTR_EXT.
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+
 // Requests to OPEN and CREATE.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 
