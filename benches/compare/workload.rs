@@ -279,7 +279,7 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     Workload {
         kind: Kind::Mixed(1 + requests::WRITERS),
         ..cycle(
-            "getattr beside 64M writes+fsync",
+            "attributes beside 64M writes+fsync",
             requests::getattr_beside_writes,
             floor::getattr,
         )

@@ -20,6 +20,16 @@ struct Span(libc::iovec);
 unsafe impl Send for Span {}
 
 impl Span {
+    const EMPTY: Self = Self(libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    });
+
+    /// The address behind its last byte.
+    fn end(&self) -> *mut u8 {
+        self.0.iov_base.wrapping_byte_add(self.0.iov_len).cast()
+    }
+
     fn advance(&mut self, n: usize) {
         self.0.iov_base = self.0.iov_base.wrapping_byte_add(n);
         self.0.iov_len -= n;
@@ -41,21 +51,37 @@ impl Spans {
         self.writable.clear();
     }
 
-    /// Adds a piece of guest memory to one of the sides.
+    /// Adds a piece of guest memory to one of the sides. Where `may_join` and it
+    /// lies right behind the last piece, the two become one: the kernel then has
+    /// fewer vectors to look at.
     ///
     /// # Safety
     /// It must be a piece of the memory that [`Spans::split`] is then called
-    /// with, and not be empty.
-    pub(super) unsafe fn push(&mut self, writable: bool, start: *mut u8, len: usize) {
-        let span = Span(libc::iovec {
+    /// with, and not be empty. With `may_join` it must be in the same region as
+    /// the piece that was added last.
+    pub(super) unsafe fn push(
+        &mut self,
+        writable: bool,
+        start: *mut u8,
+        len: usize,
+        may_join: bool,
+    ) {
+        let side = if writable {
+            &mut self.writable
+        } else {
+            &mut self.readable
+        };
+        if may_join
+            && let Some(last) = side.last_mut()
+            && last.end() == start
+        {
+            last.0.iov_len += len;
+            return;
+        }
+        side.push(Span(libc::iovec {
             iov_base: start.cast(),
             iov_len: len,
-        });
-        if writable {
-            self.writable.push(span);
-        } else {
-            self.readable.push(span);
-        }
+        }));
     }
 
     /// Whether a reply buffer was added yet.
@@ -210,23 +236,23 @@ impl<'a> Writable<'a> {
     /// Takes the first `N` bytes of room, to be written last; `None` where
     /// there is not so much.
     pub fn reserve<const N: usize>(&mut self) -> Option<Reserved<'a, N>> {
-        if self.list.len < N {
-            return None;
-        }
-        let mut spans = [Span(libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        }); N];
-        let mut left = N;
-        // Spans are never empty, so N bytes lie in at most N of them.
-        for (ours, theirs) in spans.iter_mut().zip(self.list.spans.iter()) {
-            *ours = *theirs;
-            ours.0.iov_len = ours.0.iov_len.min(left);
-            left -= ours.0.iov_len;
-        }
+        let first = self.list.spans.first().filter(|_| self.list.len >= N)?;
+        let place = if first.0.iov_len >= N {
+            Place::Whole(*first)
+        } else {
+            let mut spans = [Span::EMPTY; N];
+            let mut left = N;
+            // Spans are never empty, so N bytes lie in at most N of them.
+            for (ours, theirs) in spans.iter_mut().zip(self.list.spans.iter()) {
+                *ours = *theirs;
+                ours.0.iov_len = ours.0.iov_len.min(left);
+                left -= ours.0.iov_len;
+            }
+            Place::Pieces(spans)
+        };
         self.list.advance(N);
         Some(Reserved {
-            spans,
+            place,
             memory: self.memory,
         })
     }
@@ -281,15 +307,28 @@ impl<'a> Writable<'a> {
 
 /// Room for `N` bytes in front of a reply, written when the reply is known.
 pub struct Reserved<'a, const N: usize> {
-    spans: [Span; N],
+    place: Place<N>,
     memory: Memory<'a>,
+}
+
+/// Where `N` bytes lie.
+#[allow(clippy::large_enum_variant)] // It lives on the stack of one call.
+enum Place<const N: usize> {
+    /// At the beginning of this span, as honest guests have it.
+    Whole(Span),
+    /// All over these spans.
+    Pieces([Span; N]),
 }
 
 impl<const N: usize> Reserved<'_, N> {
     /// Writes the bytes.
     pub fn write(self, bytes: &[u8; N]) {
+        let spans = match &self.place {
+            Place::Whole(span) => std::slice::from_ref(span),
+            Place::Pieces(spans) => spans,
+        };
         let mut copied = 0;
-        for span in &self.spans {
+        for span in spans {
             let Some(rest) = bytes.get(copied..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
@@ -337,12 +376,12 @@ pub(crate) mod tests {
         for (offset, len) in readable {
             let start = memory.locate(BASE + offset, *len).unwrap().0;
             // SAFETY: a piece of the memory that `split` is called with below.
-            unsafe { spans.push(false, start, *len) };
+            unsafe { spans.push(false, start, *len, true) };
         }
         for (offset, len) in writable {
             let start = memory.locate(BASE + offset, *len).unwrap().0;
             // SAFETY: a piece of the memory that `split` is called with below.
-            unsafe { spans.push(true, start, *len) };
+            unsafe { spans.push(true, start, *len, true) };
         }
         let (readable, writable) = spans.split(memory);
         check(readable, writable, &map);
@@ -429,5 +468,20 @@ pub(crate) mod tests {
                 assert!(writable.reserve::<16>().is_none());
             });
         }
+    }
+
+    #[test]
+    fn neighbours_become_one_span_and_others_do_not() {
+        with_spans(
+            &[(0, 4), (4, 4), (9, 1)],
+            &[(10, 6), (16, 3), (12, 1)],
+            |readable, writable, _| {
+                let lens = |list: &List<'_>| -> Vec<_> {
+                    list.vectors().iter().map(|span| span.iov_len).collect()
+                };
+                assert_eq!(lens(&readable.list), [8, 1]);
+                assert_eq!(lens(&writable.list), [9, 1]);
+            },
+        );
     }
 }

@@ -38,10 +38,18 @@ impl<'m> Memory<'m> {
     ///
     /// `None` where no region has the address, or the first byte is past its end.
     fn locate(&self, address: u64, len: usize) -> Option<(*mut u8, usize)> {
-        let (region, offset) = self.map.to_region_addr(vm_memory::GuestAddress(address))?;
-        let left = region.len().checked_sub(offset.0)?;
-        let host = region.get_host_address(offset).ok()?;
-        Some((host, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
+        self.region_of(address)?.locate(address, len)
+    }
+
+    /// The region that has an address.
+    fn region_of(&self, address: u64) -> Option<Region> {
+        let address = vm_memory::GuestAddress(address);
+        let region = self.map.find_region(address)?;
+        Some(Region {
+            start: region.start_addr().0,
+            len: region.len(),
+            host: region.as_ptr(),
+        })
     }
 
     /// Records that `len` bytes at host address `start` have changed.
@@ -55,5 +63,30 @@ impl<'m> Memory<'m> {
                 region.bitmap().mark_dirty(offset, len);
             }
         }
+    }
+}
+
+/// A range of guest memory that lies without a gap in our address space too.
+#[derive(Clone, Copy)]
+struct Region {
+    start: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+impl Region {
+    /// No memory at all.
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        host: std::ptr::null_mut(),
+    };
+
+    /// As [`Memory::locate`], in this region.
+    fn locate(&self, address: u64, len: usize) -> Option<(*mut u8, usize)> {
+        let offset = address.checked_sub(self.start)?;
+        let left = self.len.checked_sub(offset).filter(|left| *left > 0)?;
+        let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
+        Some((host, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
     }
 }

@@ -8,8 +8,8 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::Memory;
 use super::buffers::{Readable, Spans, Writable};
+use super::{Memory, Region};
 
 const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
@@ -215,6 +215,7 @@ impl<'m> Ring<'m> {
         let mut index = head;
         let mut left = table.entries;
         let mut total: u64 = 0;
+        let mut region = Region::NONE;
         loop {
             left = left.checked_sub(1).ok_or(RingError::ChainTooLong)?;
             let descriptor = table.get(index)?;
@@ -233,7 +234,11 @@ impl<'m> Ring<'m> {
             if total > MAX_CHAIN_BYTES {
                 return Err(RingError::ChainTooLarge);
             }
-            self.gather_buffer(address, len as usize, flags & DESC_F_WRITE != 0, spans)?;
+            let writable = flags & DESC_F_WRITE != 0;
+            if !writable && spans.has_writable() {
+                return Err(RingError::ReadableBehindWritable);
+            }
+            self.gather_buffer(address, len as usize, writable, &mut region, spans)?;
             if flags & DESC_F_NEXT == 0 {
                 return Ok(spans.split(self.memory));
             }
@@ -256,24 +261,30 @@ impl<'m> Ring<'m> {
     }
 
     /// Adds one buffer, in pieces where it crosses from one region to the next.
+    /// `region` is where the last one was found, and most often the right one.
     fn gather_buffer(
         &self,
         mut address: u64,
         mut len: usize,
         writable: bool,
+        region: &mut Region,
         spans: &mut Spans,
     ) -> Result<(), RingError> {
-        if !writable && spans.has_writable() {
-            return Err(RingError::ReadableBehindWritable);
-        }
         while len > 0 {
-            let (start, there) = self
-                .memory
-                .locate(address, len)
-                .ok_or(RingError::BufferOutsideMemory)?;
-            // SAFETY: `locate` found the piece in the memory of this ring, which
-            // is what `gather` then makes the request's buffers for.
-            unsafe { spans.push(writable, start, there) };
+            let (found, is_same_region) = match region.locate(address, len) {
+                Some(found) => (found, true),
+                None => {
+                    let found = self.memory.region_of(address);
+                    *region = found.ok_or(RingError::BufferOutsideMemory)?;
+                    let found = region.locate(address, len);
+                    (found.ok_or(RingError::BufferOutsideMemory)?, false)
+                }
+            };
+            let (start, there) = found;
+            // SAFETY: the piece was found in the memory of this ring, which is
+            // what `gather` then makes the request's buffers for; one that is
+            // joined to the last is in the same region.
+            unsafe { spans.push(writable, start, there, is_same_region) };
             len -= there;
             address = address
                 .checked_add(there as u64)
