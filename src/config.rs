@@ -52,6 +52,10 @@ pub struct Config {
     /// Whether the host drops set-id bits and capabilities of files that change,
     /// so that the guest need not look for them.
     pub killpriv_v2: bool,
+    /// Whether record locks (`fcntl(2)`) are locks of the host.
+    pub posix_lock: bool,
+    /// Whether locks of whole files (`flock(2)`) are locks of the host.
+    pub flock: bool,
     /// Whether `O_NOATIME` of the guest reaches the host.
     pub preserve_noatime: bool,
     /// Whether mounts below the shared directory are mounts in the guest.

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::fuse::abi::{Attr, StatfsOut};
+use crate::fuse::abi::{Attr, FileLock, StatfsOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, OpenArgs, ReadArgs,
-    RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, LockArgs, LockOwner, MkdirArgs,
+    MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
 };
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
@@ -26,6 +26,29 @@ pub enum Patience {
     Nothing,
     /// Disks and servers, for as long as it takes.
     Storage,
+    /// The same, and the locks of others, which may be for ever.
+    Locks,
+    /// Disks and servers. As many requests as may be wait for locks already: one
+    /// more gets `ENOLCK`.
+    StorageOnly,
+}
+
+/// What a request has to wait for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wait {
+    /// A disk or a server, which will answer.
+    ForStorage,
+    /// The lock of another, who may keep it.
+    ForLock,
+}
+
+/// Whether SETLK or SETLKW, which waits until the lock is free.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Locking {
+    /// Now or never.
+    Try,
+    /// SETLKW; the number of the request, by which it may be interrupted.
+    Wait(u64),
 }
 
 /// Why an operation that may have to wait gives no result.
@@ -35,7 +58,7 @@ pub enum Failure {
     Errno(Errno),
     /// It has to wait longer than it may. Nothing has changed; it is to be tried
     /// again where it may wait.
-    MustWait,
+    MustWait(Wait),
 }
 
 impl From<Errno> for Failure {
@@ -138,8 +161,23 @@ pub trait FileSystem: Send + Sync + 'static {
         from: &mut Readable<'_>,
         patience: Patience,
     ) -> Waiting<u32>;
-    fn release(&self, node: NodeId, handle: HandleId) -> Result<()>;
-    fn flush(&self, node: NodeId, handle: HandleId) -> Result<()>;
+    /// Closes a file; a lock of `flock(2)` ends if `unlocks` says so.
+    fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()>;
+    /// A process closed the file: the record locks of its owner end.
+    fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()>;
+    /// The first lock that conflicts with the one asked about.
+    fn get_lock(&self, node: NodeId, args: &LockArgs) -> Result<FileLock>;
+    fn set_lock(
+        &self,
+        node: NodeId,
+        args: &LockArgs,
+        locking: Locking,
+        patience: Patience,
+    ) -> Waiting<()>;
+    /// Has the request of this number give up waiting for a lock: `EINTR`.
+    fn interrupt(&self, request: u64);
+    /// Has all requests give up waiting for locks: `EAGAIN`. Returns when they have.
+    fn interrupt_all(&self);
     fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
     fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64>;
     fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()>;

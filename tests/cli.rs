@@ -338,7 +338,7 @@ fn what_does_not_parse_is_a_usage_error() {
             &["-o", "cache=never"],
             "invalid value 'never' for '-o cache'",
         ),
-        (&["-o", "flock"], "unknown word 'flock'"),
+        (&["-o", "locks"], "unknown word 'locks'"),
     ] {
         place.refused(arguments).is_usage_error(text);
     }
@@ -398,7 +398,7 @@ fn every_option_of_this_version_starts_the_daemon() {
             "-o",
             "xattr,no_readdirplus,announce_submounts",
             "-o",
-            "no_flock,no_posix_lock",
+            "no_flock,no_posix_lock,flock,posix_lock",
         ],
         &["-f", "-d"],
     ] {

@@ -49,8 +49,8 @@ const WORDS: &[(&str, Meaning)] = &[
         Switch(|options, on| options.security_label = negotiation(on)),
     ),
     ("announce_submounts", Ignored),
-    ("no_posix_lock", Ignored),
-    ("no_flock", Ignored),
+    ("posix_lock", Switch(|options, on| options.posix_lock = on)),
+    ("flock", Switch(|options, on| options.flock = on)),
 ];
 
 /// Applies the words of every `-o`, in their order.
@@ -203,7 +203,7 @@ mod tests {
     fn every_word_has_its_effect() {
         let words = "source=/a,cache=metadata,sandbox=chroot,loglevel=err,xattrmap=:map::u.:,\
                      modcaps=+chown,xattr,no_readdirplus,writeback,allow_direct_io,killpriv_v2,\
-                     posix_acl,security_label,announce_submounts,no_posix_lock,no_flock";
+                     posix_acl,security_label,announce_submounts,posix_lock,flock";
         let options = applied(&["-o", words]).unwrap();
         assert_eq!(options.cache, CacheChoice::Metadata);
         assert_eq!(options.sandbox, Sandbox::Chroot);
@@ -214,14 +214,17 @@ mod tests {
         assert!(options.allow_direct_io && options.killpriv_v2);
         assert_eq!(options.posix_acl, Negotiation::Always);
         assert_eq!(options.security_label, Negotiation::Always);
+        assert!(options.posix_lock && options.flock);
 
         let off = "readdirplus,no_writeback,no_allow_direct_io,no_killpriv_v2,no_posix_acl,\
-                   no_security_label";
+                   no_security_label,no_posix_lock,no_flock";
         let on = [
             "--no-readdirplus",
             "--writeback",
             "--allow-direct-io",
             "--killpriv-v2",
+            "--posix-lock",
+            "--flock",
         ];
         let mut arguments = vec!["-o", off, "--posix-acl", "--security-label"];
         arguments.extend(on);
@@ -230,6 +233,7 @@ mod tests {
         assert!(!options.allow_direct_io && !options.killpriv_v2);
         assert_eq!(options.posix_acl, Negotiation::Never);
         assert_eq!(options.security_label, Negotiation::Never);
+        assert!(!options.posix_lock && !options.flock);
     }
 
     #[test]
@@ -238,8 +242,6 @@ mod tests {
             "",
             ",",
             "xattr,",
-            "flock",
-            "posix_lock",
             "no_announce_submounts",
             "vhost_user_socket=/a",
             "timeout=1",

@@ -255,6 +255,8 @@ impl Options {
             xattr_map: self.xattrmap.clone(),
             posix_acl: self.posix_acl.into(),
             killpriv_v2: self.killpriv_v2,
+            posix_lock: self.posix_lock,
+            flock: self.flock,
             preserve_noatime: self.preserve_noatime,
             announce_submounts: !self.no_announce_submounts,
             translate_uid: self.translate_uid.clone(),

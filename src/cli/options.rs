@@ -169,6 +169,15 @@ pub struct Options {
     #[arg(overrides_with = "killpriv_v2")]
     pub no_killpriv_v2: bool,
 
+    /// Make the guest's record locks (fcntl) locks of the host, which other
+    /// guests and the host's programs meet; otherwise they are the guest's own.
+    #[arg(long, help_heading = "Files and attributes")]
+    pub posix_lock: bool,
+
+    /// The same for its locks of whole files (flock).
+    #[arg(long, help_heading = "Files and attributes")]
+    pub flock: bool,
+
     /// Pass O_NOATIME of the guest's programs on; fails for files that the
     /// daemon does not own, unless it is privileged.
     #[arg(long, help_heading = "Files and attributes")]

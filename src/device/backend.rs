@@ -27,10 +27,10 @@ use vmm_sys_util::event::{
 };
 
 use super::config_space::{self, TAG_BYTES};
-use super::helpers::{Helpers, IDLE_TIME};
+use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
 use super::queue::{Common, Queue, Vring, Workspace};
-use super::{MAX_HELPERS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
-use crate::fs::{FileSystem, Patience};
+use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
+use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::GuestMemory;
 use crate::server::{Access, Server};
 use crate::sys;
@@ -52,13 +52,14 @@ pub struct DeviceOptions {
     pub access: Access,
 }
 
-/// Which threads serve requests.
+/// Which threads serve requests. Who waits for a lock has a thread of its own in
+/// any case: the one who is to unlock may be behind it in the queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Threads {
     /// Each queue's own, one request after the other.
     Own,
-    /// Each queue's own, but what has to wait waits on one of up to
-    /// [`MAX_HELPERS`] others.
+    /// Each queue's own, but what has to wait waits on others that start on
+    /// demand.
     OwnAndHelpers,
     /// A pool of so many, out of order.
     Pool(usize),
@@ -76,12 +77,35 @@ pub struct Device<F> {
     thread_directory: OwnedFd,
 }
 
-/// [`Threads`] that are there, for one connection after the other.
-pub(super) enum Serving {
-    Own,
-    OwnAndHelpers(Arc<Helpers>),
+/// The threads that serve, for one connection after the other.
+pub(super) struct Serving {
+    first: First,
+    storage_helpers: Arc<Helpers>,
+    lock_helpers: Arc<Helpers>,
+}
+
+/// Who takes up a request.
+enum First {
+    /// The queue's own thread, which may wait so.
+    Own(Patience),
     Pool(ThreadPool),
 }
+
+const STORAGE_HELPERS: HelperKind = HelperKind {
+    name: "helper",
+    most: MAX_HELPERS,
+    idle_time: IDLE_TIME,
+    patience: Patience::Storage,
+    overflow: Overflow::Waits,
+};
+
+const LOCK_HELPERS: HelperKind = HelperKind {
+    name: "lock wait",
+    most: MAX_LOCK_WAITS,
+    idle_time: IDLE_TIME,
+    patience: Patience::Locks,
+    overflow: Overflow::IsRefused,
+};
 
 thread_local! {
     /// The buffers of a pool thread.
@@ -100,13 +124,15 @@ impl Serving {
             "cannot give a thread its own file-system context; \
              let the container's seccomp profile allow unshare(CLONE_FS)",
         )?;
-        Ok(match threads {
-            Threads::Own => Self::Own,
-            Threads::OwnAndHelpers => {
-                let directory = directory.try_clone().context("cannot copy a descriptor")?;
-                Self::OwnAndHelpers(Helpers::new("helper", MAX_HELPERS, IDLE_TIME, directory))
-            }
-            Threads::Pool(threads) => Self::Pool(start_pool(threads, directory.as_fd())?),
+        let copy = || directory.try_clone().context("cannot copy a descriptor");
+        Ok(Self {
+            first: match threads {
+                Threads::Own => First::Own(Patience::Storage),
+                Threads::OwnAndHelpers => First::Own(Patience::Nothing),
+                Threads::Pool(threads) => First::Pool(start_pool(threads, directory.as_fd())?),
+            },
+            storage_helpers: Helpers::new(STORAGE_HELPERS, copy()?),
+            lock_helpers: Helpers::new(LOCK_HELPERS, copy()?),
         })
     }
 }
@@ -129,11 +155,14 @@ impl<F: FileSystem> Device<F> {
             Threads::OwnAndHelpers => MAX_HELPERS,
             Threads::Pool(threads) => threads,
         };
+        let others = others + MAX_LOCK_WAITS;
         Ok(Self {
             common: Arc::new(Common {
                 server,
                 memory,
                 logging: AtomicBool::new(false),
+                storage_helpers: Arc::clone(&serving.storage_helpers),
+                lock_helpers: Arc::clone(&serving.lock_helpers),
             }),
             queues: (0..=request_queues)
                 .map(|index| Arc::new(Queue::new(index, others)))
@@ -164,26 +193,59 @@ impl<F: FileSystem> Device<F> {
     /// Serves what is available in one queue.
     fn serve(&self, queue: &Arc<Queue>, vring: &Vring) {
         let common = &self.common;
-        // Serves one request on the thread that it is called on.
-        let one = |head| {
-            let common = Arc::clone(common);
-            let queue = Arc::clone(queue);
-            let vring = vring.clone();
-            move |workspace: &mut Workspace| queue.serve_one(&common, &vring, head, workspace)
-        };
-        match &*self.serving {
-            Serving::Own => queue.serve(common, vring, Patience::Storage, |_| ()),
-            Serving::OwnAndHelpers(helpers) => {
-                queue.serve(common, vring, Patience::Nothing, |head| {
-                    if let Err(job) = helpers.run(Box::new(one(head))) {
-                        job(&mut Workspace::default());
-                    }
+        match &self.serving.first {
+            First::Own(patience) => {
+                queue.serve(common, vring, *patience, |head, wait| {
+                    hand_off(common, queue, vring, head, wait);
                 });
             }
-            Serving::Pool(pool) => queue.distribute(common, vring, |head| {
-                let serve = one(head);
-                pool.spawn_ok(async move { WORKSPACE.with_borrow_mut(serve) });
+            First::Pool(pool) => queue.distribute(common, vring, |head| {
+                let job = job(common, queue, vring, head);
+                pool.spawn_ok(async move {
+                    WORKSPACE.with_borrow_mut(|workspace| job(workspace, Patience::Storage));
+                });
             }),
+        }
+    }
+
+    /// Waits for the end of what a queue, which is stopped, still serves.
+    fn drain(&self, queue: &Queue) {
+        queue.drain(|| self.common.server.interrupt_waits());
+        queue.mend();
+    }
+}
+
+/// Has a chain that was counted served by a thread that may wait so.
+fn hand_off<F: FileSystem>(
+    common: &Arc<Common<F>>,
+    queue: &Arc<Queue>,
+    vring: &Vring,
+    head: u16,
+    wait: Wait,
+) {
+    let helpers = match wait {
+        Wait::ForStorage => &common.storage_helpers,
+        Wait::ForLock => &common.lock_helpers,
+    };
+    // Without a thread it is done here; but not a wait for a lock.
+    if let Err(job) = helpers.run(Box::new(job(common, queue, vring, head))) {
+        job(&mut Workspace::default(), Patience::StorageOnly);
+    }
+}
+
+/// The serving of a chain that was counted, for whichever thread.
+fn job<F: FileSystem>(
+    common: &Arc<Common<F>>,
+    queue: &Arc<Queue>,
+    vring: &Vring,
+    head: u16,
+) -> impl FnOnce(&mut Workspace, Patience) + Send + use<F> {
+    let common = Arc::clone(common);
+    let queue = Arc::clone(queue);
+    let vring = vring.clone();
+    move |workspace, patience| {
+        if let Some(wait) = queue.serve_one(&common, &vring, head, workspace, patience) {
+            hand_off(&common, &queue, &vring, head, wait);
         }
     }
 }
@@ -246,8 +308,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn reset_device(&self) {
         for queue in &self.queues {
-            queue.drain();
-            queue.mend();
+            self.drain(queue);
         }
         self.common.server.end_session();
         log::debug!("the front end reset the device");
@@ -280,8 +341,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {
         if let Some(queue) = self.queues.get(index as usize) {
-            queue.drain();
-            queue.mend();
+            self.drain(queue);
         }
         Ok(())
     }

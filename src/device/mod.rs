@@ -29,6 +29,10 @@ pub const MAX_QUEUE_SIZE: usize = 1024;
 /// what is beyond that waits for one of them.
 const MAX_HELPERS: usize = 64;
 
+/// The most requests that wait for locks at once, each on a thread of its own, so
+/// that the threads for other work stay free; one more gets `ENOLCK`.
+const MAX_LOCK_WAITS: usize = 256;
+
 /// Gives a thread its file-system context; that it can be done was tried at
 /// start, so a thread that cannot is a reason to stop.
 fn settle(directory: &OwnedFd) {

@@ -8,20 +8,26 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
-use crate::fs::{FileSystem, Patience};
+use super::helpers::Helpers;
+use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::buffers::{Readable, Spans, Writable};
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, Memory};
 use crate::server::{MustWait, Scratch, Server};
-use crate::sys::locks::{lock, wait};
+use crate::sys::locks::{lock, wait_for};
 
 /// The vring as the library keeps it.
 pub(super) type Vring = VringMutex<GuestMemoryAtomic<GuestMemory>>;
+
+/// How long a queue that is to stop is waited for before requests that wait for
+/// locks are looked for again.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// Chains that are taken at once.
 const BATCH: u16 = 64;
@@ -40,6 +46,10 @@ pub(super) struct Common<F> {
     pub(super) memory: GuestMemoryAtomic<GuestMemory>,
     /// Whether the front end wants to know which pages are written to.
     pub(super) logging: AtomicBool,
+    /// Threads that wait for disks and servers.
+    pub(super) storage_helpers: Arc<Helpers>,
+    /// Threads that wait for locks.
+    pub(super) lock_helpers: Arc<Helpers>,
 }
 
 /// A chain: its head and its two sides.
@@ -84,14 +94,19 @@ impl Queue {
 
     /// Waits until no request of this queue is being served. The vring is
     /// stopped already, so no new one is taken; those that were taken but not
-    /// begun are given back.
-    pub(super) fn drain(&self) {
+    /// begun are given back, and those that wait for locks give up, which
+    /// `interrupt_waits` sees to.
+    pub(super) fn drain(&self, interrupt_waits: impl Fn()) {
         self.stopping.store(true, Ordering::Release);
         drop(lock(&self.serving));
         self.stopping.store(false, Ordering::Release);
-        let mut elsewhere = lock(&self.elsewhere);
-        while *elsewhere > 0 {
-            elsewhere = wait(&self.none_elsewhere, elsewhere);
+        while *lock(&self.elsewhere) > 0 {
+            interrupt_waits();
+            let elsewhere = lock(&self.elsewhere);
+            if *elsewhere > 0 {
+                // One that was on its way to wait is met the next time.
+                drop(wait_for(&self.none_elsewhere, elsewhere, INTERRUPT_AGAIN));
+            }
         }
     }
 
@@ -118,7 +133,7 @@ impl Queue {
         device: &Common<F>,
         vring: &Vring,
         patience: Patience,
-        elsewhere: impl Fn(u16),
+        elsewhere: impl Fn(u16, Wait),
     ) {
         let mut workspace = lock(&self.serving);
         while let Some(taken) = self.take(device, vring, &mut workspace.heads) {
@@ -131,9 +146,9 @@ impl Queue {
                     let (head, request, reply) = sides;
                     match device.server.handle(scratch, request, reply, patience) {
                         Ok(len) => hand_back(vring, ring, Used { head, len }),
-                        Err(MustWait) => {
+                        Err(MustWait(wait)) => {
                             self.count_elsewhere(1, taken.layout.size)?;
-                            elsewhere(head);
+                            elsewhere(head, wait);
                         }
                     }
                     Ok(())
@@ -183,35 +198,40 @@ impl Queue {
         Ok(())
     }
 
-    /// Serves one chain that was counted as served elsewhere, on such a thread.
+    /// Serves one chain that was counted as served elsewhere, on such a thread;
+    /// gives what it has to wait for beyond the thread's `patience`. Then it is
+    /// still counted, and to be served again.
     pub(super) fn serve_one<F: FileSystem>(
         &self,
         device: &Common<F>,
         vring: &Vring,
         head: u16,
         workspace: &mut Workspace,
-    ) {
+        patience: Patience,
+    ) -> Option<Wait> {
         let map = device.memory.memory();
         let memory = Memory::new(&map, &device.logging);
         let Workspace { spans, scratch, .. } = workspace;
         let layout = layout(&vring.get_ref());
         let outcome = Ring::new(memory, &layout).and_then(|ring| {
             let (request, reply) = ring.gather(head, spans)?;
-            let handled = device
-                .server
-                .handle(scratch, request, reply, Patience::Storage);
-            let len = handled.unwrap_or_default();
-            hand_back(vring, &ring, Used { head, len });
-            Ok(())
+            match device.server.handle(scratch, request, reply, patience) {
+                Ok(len) => hand_back(vring, &ring, Used { head, len }),
+                Err(MustWait(wait)) => return Ok(Some(wait)),
+            }
+            Ok(None)
         });
-        if let Err(why) = outcome {
-            self.give_up(why);
+        match outcome {
+            Ok(None) => {}
+            Ok(wait) => return wait,
+            Err(why) => self.give_up(why),
         }
         let mut elsewhere = lock(&self.elsewhere);
         *elsewhere -= 1;
         if *elsewhere == 0 {
             self.none_elsewhere.notify_all();
         }
+        None
     }
 
     /// Takes the next chains into `heads`; `None` when there are none, the

@@ -125,6 +125,10 @@ wire! {
     ReleaseIn: 24 { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
     /// `fuse_flush_in`.
     FlushIn: 24 { fh: u64, unused: u32, padding: u32, lock_owner: u64 }
+    /// `fuse_file_lock`: a range of bytes, `end` included, and its lock.
+    FileLock: 24 { start: u64, end: u64, kind: u32, pid: u32 }
+    /// `fuse_lk_in`: GETLK, SETLK and SETLKW.
+    LkIn: 48 { fh: u64, owner: u64, lk: FileLock, lk_flags: u32, padding: u32 }
     /// `fuse_read_in`: READ, READDIR and READDIRPLUS.
     ReadIn: 40 {
         fh: u64,

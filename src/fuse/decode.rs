@@ -8,8 +8,9 @@ use super::cursor::Cursor;
 use super::extensions::decode_extensions;
 use super::flags;
 use super::op::{
-    CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, MkdirArgs, MknodArgs, Op, OpenArgs,
-    ReadArgs, RenameArgs, SetId, SetTime, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, LockArgs, LockKind, LockOwner,
+    LockRange, MkdirArgs, MknodArgs, Op, OpenArgs, ReadArgs, RenameArgs, SetId, SetTime,
+    SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
 };
 use super::opcode::Opcode;
 use crate::id::{HandleId, NodeId};
@@ -27,6 +28,8 @@ pub enum Malformed {
     BadExtension,
     /// An offset or length that no file can have.
     BadRange,
+    /// A lock of a kind that there is not.
+    BadLock,
     /// An attribute value of more than 64 KiB.
     ValueTooLong,
 }
@@ -137,9 +140,13 @@ pub fn decode<'a>(
         Opcode::Readdirplus => Op::Readdirplus(read(&cursor.take()?)),
         Opcode::Write => Op::Write(write(&cursor.take()?)?),
         Opcode::Statfs => Op::Statfs,
-        Opcode::Release => Op::Release {
-            handle: HandleId(cursor.take::<abi::ReleaseIn>()?.fh),
-        },
+        Opcode::Release => {
+            let args: abi::ReleaseIn = cursor.take()?;
+            Op::Release {
+                handle: HandleId(args.fh),
+                unlocks: args.release_flags & flags::release::FLOCK_UNLOCK != 0,
+            }
+        }
         Opcode::Releasedir => Op::Releasedir {
             handle: HandleId(cursor.take::<abi::ReleaseIn>()?.fh),
         },
@@ -165,9 +172,16 @@ pub fn decode<'a>(
         Opcode::Removexattr => Op::Removexattr {
             name: cursor.take_c_str()?,
         },
-        Opcode::Flush => Op::Flush {
-            handle: HandleId(cursor.take::<abi::FlushIn>()?.fh),
-        },
+        Opcode::Flush => {
+            let args: abi::FlushIn = cursor.take()?;
+            Op::Flush {
+                handle: HandleId(args.fh),
+                owner: LockOwner(args.lock_owner),
+            }
+        }
+        Opcode::Getlk => Op::Getlk(lock(&cursor.take()?)?),
+        Opcode::Setlk => Op::Setlk(lock(&cursor.take()?)?),
+        Opcode::Setlkw => Op::Setlkw(lock(&cursor.take()?)?),
         Opcode::Init => Op::Init(init(&mut cursor)?),
         Opcode::Access => Op::Access {
             mask: cursor.take::<abi::AccessIn>()?.mask,
@@ -331,6 +345,31 @@ fn init(cursor: &mut Cursor<'_>) -> Result<InitArgs, Malformed> {
     })
 }
 
+fn lock(args: &abi::LkIn) -> Result<LockArgs, Malformed> {
+    let lock = args.lk;
+    check_range(lock.end, 0)?;
+    if lock.start > lock.end {
+        return Err(Malformed::BadRange);
+    }
+    let kind = match lock.kind.cast_signed() {
+        libc::F_RDLCK => Some(LockKind::Shared),
+        libc::F_WRLCK => Some(LockKind::Exclusive),
+        libc::F_UNLCK => None,
+        _ => return Err(Malformed::BadLock),
+    };
+    Ok(LockArgs {
+        handle: HandleId(args.fh),
+        owner: LockOwner(args.owner),
+        range: LockRange {
+            start: lock.start,
+            end: lock.end,
+        },
+        kind,
+        pid: lock.pid,
+        is_flock: args.lk_flags & flags::lock::FLOCK != 0,
+    })
+}
+
 fn fallocate(args: &abi::FallocateIn) -> Result<FallocateArgs, Malformed> {
     // A range that ends beyond the largest offset is the host's to refuse (EFBIG).
     check_range(args.offset, 0)?;
@@ -387,6 +426,7 @@ mod tests {
             Opcode::Getattr | Opcode::Fsync | Opcode::Fsyncdir | Opcode::Init => zeros(16),
             Opcode::Release | Opcode::Releasedir | Opcode::Flush | Opcode::Lseek => zeros(24),
             Opcode::Fallocate => zeros(32),
+            Opcode::Getlk | Opcode::Setlk | Opcode::Setlkw => zeros(48),
             Opcode::Read | Opcode::Readdir | Opcode::Readdirplus | Opcode::Write => zeros(40),
             Opcode::CopyFileRange => zeros(56),
             Opcode::Setattr => zeros(88),
@@ -444,6 +484,32 @@ mod tests {
             };
             let write = decode(Opcode::Write, &header(), args.as_bytes(), 0);
             assert_eq!(write.is_ok(), good, "write {offset} {size}");
+        }
+    }
+
+    #[test]
+    fn a_lock_has_a_kind_and_a_range_that_there_are() {
+        for (start, end, kind, good) in [
+            (0, i64::MAX as u64, 0, true),
+            (5, 5, 1, true),
+            (0, 0, 2, true),
+            (1, 0, 1, false),
+            (0, 1 << 63, 1, false),
+            (0, 0, 3, false),
+            (0, 0, u32::MAX, false),
+        ] {
+            let lk = abi::FileLock {
+                start,
+                end,
+                kind,
+                pid: 1,
+            };
+            let args = abi::LkIn {
+                lk,
+                ..Default::default()
+            };
+            let decoded = decode(Opcode::Setlk, &header(), args.as_bytes(), 0);
+            assert_eq!(decoded.is_ok(), good, "{args:?}");
         }
     }
 

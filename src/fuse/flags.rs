@@ -6,12 +6,16 @@
 pub mod init {
     /// Several reads of a file may be under way at once.
     pub const ASYNC_READ: u64 = 1 << 0;
+    /// Record locks (`fcntl(2)`) are ours.
+    pub const POSIX_LOCKS: u64 = 1 << 1;
     /// `O_TRUNC` is left to OPEN and CREATE.
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     /// Writes of more than 4 KiB.
     pub const BIG_WRITES: u64 = 1 << 5;
     /// The umask is left to us: modes come as the program gave them.
     pub const DONT_MASK: u64 = 1 << 6;
+    /// Locks of whole files (`flock(2)`) are ours.
+    pub const FLOCK_LOCKS: u64 = 1 << 10;
     /// Cached pages are dropped when the size or mtime changed on the host.
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// READDIRPLUS is there.
@@ -111,6 +115,18 @@ pub mod write {
 pub mod setxattr {
     /// The caller may not keep set-group-id where it sets the access list.
     pub const ACL_KILL_SGID: u32 = 1 << 0;
+}
+
+/// Bits of `fuse_lk_in.lk_flags`.
+pub mod lock {
+    /// `flock(2)` instead of a record lock.
+    pub const FLOCK: u32 = 1 << 0;
+}
+
+/// Bits of `fuse_release_in.release_flags`.
+pub mod release {
+    /// The file was locked with `flock(2)`, which ends now.
+    pub const FLOCK_UNLOCK: u32 = 1 << 1;
 }
 
 /// Bits of `fuse_fsync_in.fsync_flags`.

@@ -187,6 +187,46 @@ pub struct SetxattrArgs<'a> {
     pub set_id: SetId,
 }
 
+/// Who holds a lock: a process of the guest, or one of its open files.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LockOwner(pub u64);
+
+/// How a range is locked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LockKind {
+    /// Others may have it, too.
+    Shared,
+    /// Nobody else may have it.
+    Exclusive,
+}
+
+/// A range of bytes, both ends included: `start <= end <= i64::MAX`. The largest
+/// end means all bytes that there are and will be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LockRange {
+    /// The first byte.
+    pub start: u64,
+    /// The last byte.
+    pub end: u64,
+}
+
+/// Arguments of GETLK, SETLK and SETLKW.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LockArgs {
+    /// The open file.
+    pub handle: HandleId,
+    /// Who asks.
+    pub owner: LockOwner,
+    /// Which bytes.
+    pub range: LockRange,
+    /// How; `None` to unlock.
+    pub kind: Option<LockKind>,
+    /// The process that asks, as the guest numbers it.
+    pub pid: u32,
+    /// Whether it is `flock(2)` that asks, for the whole file.
+    pub is_flock: bool,
+}
+
 /// Arguments of FALLOCATE; offset and length are at most `i64::MAX`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FallocateArgs {
@@ -271,6 +311,8 @@ pub enum Op<'a> {
     Statfs,
     Release {
         handle: HandleId,
+        /// Whether a lock of `flock(2)` ends with it.
+        unlocks: bool,
     },
     Fsync {
         handle: HandleId,
@@ -289,7 +331,12 @@ pub enum Op<'a> {
     },
     Flush {
         handle: HandleId,
+        /// Whose record locks end with it.
+        owner: LockOwner,
     },
+    Getlk(LockArgs),
+    Setlk(LockArgs),
+    Setlkw(LockArgs),
     Init(InitArgs),
     Opendir {
         flags: u32,

@@ -126,6 +126,9 @@ operations! {
     28 Readdir       Fixed,       Any,        Reads,       IfSlow;
     29 Releasedir    Fixed,       Bytes(0),   Reads,       IfSlow;
     30 Fsyncdir      Fixed,       Bytes(0),   Reads,       Always;
+    31 Getlk         Fixed,       Bytes(24),  Reads,       IfSlow;
+    32 Setlk         Fixed,       Bytes(0),   Reads,       IfSlow;
+    33 Setlkw        Fixed,       Bytes(0),   Reads,       Tried;
     34 Access        Fixed,       Bytes(0),   ByArguments, IfSlow;
     35 Create        Names,       Bytes(144), ByArguments, IfSlow;
     36 Interrupt     Fixed,       Never,      Reads,       No;

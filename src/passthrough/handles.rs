@@ -29,6 +29,8 @@ pub struct Handle {
     fd: GuestFd,
     /// The file system, for a file.
     kind: Kind,
+    /// Whether a file can be written.
+    is_writable: bool,
     /// Whether reads and writes go to the disk itself.
     is_synchronous: bool,
     /// Whether the host was seen to refuse `RWF_NOWAIT`.
@@ -44,6 +46,7 @@ impl Handle {
             node,
             fd,
             kind,
+            is_writable: flags & OFlags::ACCMODE != OFlags::RDONLY,
             is_synchronous: flags.intersects(OFlags::DIRECT | OFlags::DSYNC | OFlags::SYNC),
             refuses_nowait: AtomicBool::new(false),
             stream: None,
@@ -56,6 +59,7 @@ impl Handle {
             node,
             fd,
             kind: Kind::Other,
+            is_writable: false,
             is_synchronous: false,
             refuses_nowait: AtomicBool::new(false),
             stream: Some(Mutex::new(DirStream::new())),
@@ -65,6 +69,11 @@ impl Handle {
     /// The file system, for a file.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whether a file can be written.
+    pub fn is_writable(&self) -> bool {
+        self.is_writable
     }
 
     /// Whether reads and writes go to the disk itself.

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::Passthrough;
 use super::file_systems::{Kind, stopped_within_block};
 use super::handles::Handle;
-use crate::fs::{Failure, Patience, Result, Waiting};
+use crate::fs::{Failure, Patience, Result, Wait, Waiting};
 use crate::fuse::flags::{init, write};
 use crate::fuse::op::{Caller, CopyFileRangeArgs, FallocateArgs, ReadArgs, SetId, WriteArgs};
 use crate::guest::buffers::{Readable, Writable};
@@ -41,7 +41,7 @@ fn flags_of_impatient_read(file: &Handle) -> Waiting<i32> {
     }
     // A direct read waits for the disk even where it is told not to wait.
     if file.is_synchronous() || (file.refuses_nowait() && file.kind() == Kind::Served) {
-        return Err(Failure::MustWait);
+        return Err(Failure::MustWait(Wait::ForStorage));
     }
     Ok(if file.refuses_nowait() { 0 } else { RWF_NOWAIT })
 }
@@ -68,7 +68,7 @@ impl Passthrough {
         let file = self.handles.file(node, args.handle)?;
         let mut flags = match patience {
             Patience::Nothing => flags_of_impatient_read(&file)?,
-            Patience::Storage => 0,
+            Patience::Storage | Patience::Locks | Patience::StorageOnly => 0,
         };
         let mut offset = args.offset;
         // A short answer reads as the end of the file in the guest, so it may
@@ -76,7 +76,9 @@ impl Passthrough {
         while !into.is_empty() {
             let n = match into.fill_from(file.as_fd(), offset, flags) {
                 Ok(n) => n,
-                Err(Errno::AGAIN) if flags & RWF_NOWAIT != 0 => return Err(Failure::MustWait),
+                Err(Errno::AGAIN) if flags & RWF_NOWAIT != 0 => {
+                    return Err(Failure::MustWait(Wait::ForStorage));
+                }
                 Err(Errno::OPNOTSUPP) if flags & RWF_NOWAIT != 0 => {
                     file.note_nowait_refused();
                     flags = flags_of_impatient_read(&file)?;
@@ -103,7 +105,7 @@ impl Passthrough {
     ) -> Waiting<u32> {
         let file = self.handles.file(node, args.handle)?;
         if patience == Patience::Nothing && write_waits(&file, args) {
-            return Err(Failure::MustWait);
+            return Err(Failure::MustWait(Wait::ForStorage));
         }
         let from_cache = args.write_flags & write::CACHE != 0;
         let appends = args.flags & OFlags::APPEND.bits() != 0

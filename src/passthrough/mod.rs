@@ -16,6 +16,7 @@ mod id_map;
 mod inode;
 mod inode_store;
 mod io;
+mod lock;
 mod lookup;
 mod namespace;
 mod open;
@@ -37,15 +38,15 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::config::{CachePolicy, Config, Wanted};
-use crate::fs::{Attributes, Entry, FileSystem, Opened, Patience, Result, Waiting};
-use crate::fuse::abi::StatfsOut;
+use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Waiting};
+use crate::fuse::abi::{FileLock, StatfsOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init as features;
 use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, MkdirArgs, MknodArgs, OpenArgs, ReadArgs,
-    RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, LockArgs, LockOwner, MkdirArgs,
+    MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
 };
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
@@ -58,6 +59,7 @@ use handles::Handles;
 pub use id_map::IdMaps;
 use inode::Node;
 use inode_store::InodeStore;
+use lock::Locks;
 use xattr_map::XattrMap;
 
 /// A directory tree of the host.
@@ -76,6 +78,7 @@ pub struct Passthrough {
     /// What the host calls the capabilities of a file, where it does not take
     /// them for what they are.
     renamed_capability: Option<CString>,
+    locks: Locks,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
 }
@@ -116,6 +119,9 @@ impl Passthrough {
             .context("no descriptor is left for the shared directory")?;
         let file_systems = FileSystems::default();
         file_systems.meet(found.key.device, root.as_fd());
+        if config.posix_lock || config.flock {
+            crate::sys::thread::allow_interrupts();
+        }
         rustix::process::umask(Mode::empty());
         let xattr_names = XattrMap::new(config.xattr_map.clone());
         if config.posix_acl != Wanted::No {
@@ -132,6 +138,7 @@ impl Passthrough {
             budget,
             handles: Handles::new(),
             file_systems,
+            locks: Locks::default(),
             features: AtomicU64::new(0),
         })
     }
@@ -212,6 +219,8 @@ impl FileSystem for Passthrough {
                 readdirplus,
                 features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,
             )
+            | when(config.posix_lock, features::POSIX_LOCKS)
+            | when(config.flock, features::FLOCK_LOCKS)
             | when(config.writeback, features::WRITEBACK_CACHE)
             | when(config.announce_submounts, features::SUBMOUNTS)
             | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
@@ -235,6 +244,7 @@ impl FileSystem for Passthrough {
 
     fn stop(&self) {
         self.handles.clear();
+        self.locks.clear();
         self.inodes.clear();
         self.features.store(0, Ordering::Relaxed);
     }
@@ -252,6 +262,8 @@ impl FileSystem for Passthrough {
 
     fn forget(&self, node: NodeId, count: u64) {
         self.inodes.forget(node, count);
+        self.locks
+            .end_forgotten(node, || self.inodes.get(node).is_none());
     }
 
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
@@ -330,12 +342,36 @@ impl FileSystem for Passthrough {
         self.write_file(node, args, from, patience)
     }
 
-    fn release(&self, node: NodeId, handle: HandleId) -> Result<()> {
-        self.handles.remove(node, handle)
+    fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()> {
+        self.release_file(node, handle, unlocks)
     }
 
-    fn flush(&self, node: NodeId, handle: HandleId) -> Result<()> {
-        self.flush_file(node, handle)
+    fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()> {
+        let flushed = self.flush_file(node, handle);
+        self.locks.end_owner(node, owner);
+        flushed
+    }
+
+    fn get_lock(&self, node: NodeId, args: &LockArgs) -> Result<FileLock> {
+        self.find_lock(node, args)
+    }
+
+    fn set_lock(
+        &self,
+        node: NodeId,
+        args: &LockArgs,
+        locking: Locking,
+        patience: Patience,
+    ) -> Waiting<()> {
+        self.change_lock(node, args, locking, patience)
+    }
+
+    fn interrupt(&self, request: u64) {
+        self.locks.interrupt(request);
+    }
+
+    fn interrupt_all(&self) {
+        self.locks.interrupt_all();
     }
 
     fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Passthrough;
@@ -194,6 +194,17 @@ impl Passthrough {
                 Err(errno)
             }
         }
+    }
+
+    /// RELEASE.
+    pub(super) fn release_file(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()> {
+        self.locks.end_handle(node, handle);
+        if unlocks {
+            // A request that waits by this handle would keep the file open.
+            let file = self.handles.file(node, handle)?;
+            rustix::fs::flock(file.as_fd(), FlockOperation::Unlock)?;
+        }
+        self.handles.remove(node, handle)
     }
 
     /// FLUSH: closing a copy makes the host report what it has kept back.

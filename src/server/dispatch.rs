@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Access, Server};
-use crate::fs::{Entry, Failure, FileSystem, Patience};
+use crate::fs::{Entry, Failure, FileSystem, Locking, Patience};
 use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, LseekOut, WriteOut};
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::init::{Negotiation, negotiate};
@@ -79,11 +79,17 @@ impl<F: FileSystem> Server<F> {
                 put(reply, &WriteOut { size, padding: 0 })
             }
             Op::Statfs => put(reply, &fs.statfs(node)?),
-            Op::Release { handle } => fs.release(node, handle),
+            Op::Release { handle, unlocks } => fs.release(node, handle, unlocks),
             Op::Releasedir { handle } => fs.releasedir(node, handle),
             Op::Fsync { handle, data_only } => fs.fsync(node, handle, data_only),
             Op::Fsyncdir { handle, data_only } => fs.fsyncdir(node, handle, data_only),
-            Op::Flush { handle } => fs.flush(node, handle),
+            Op::Flush { handle, owner } => fs.flush(node, handle, owner),
+            Op::Getlk(args) => put(reply, &fs.get_lock(node, &args)?),
+            Op::Setlk(args) => return fs.set_lock(node, &args, Locking::Try, patience),
+            Op::Setlkw(args) => {
+                let locking = Locking::Wait(header.unique);
+                return fs.set_lock(node, &args, locking, patience);
+            }
             Op::Setxattr(args) => fs.setxattr(who, node, &args),
             Op::Getxattr { name, size: 0 } => put_len(reply, fs.getxattr_len(node, name)?),
             Op::Getxattr { name, size } => put_bytes(reply, &fs.getxattr(node, name, size)?),
@@ -95,9 +101,9 @@ impl<F: FileSystem> Server<F> {
             Op::Readdirplus(args) => self.readdir(node, &args, true, packed, reply),
             Op::Access { mask } => fs.access(who, node, mask),
             Op::Interrupt { unique } => {
-                // The guest's kernel does not send it over virtio; a request that
-                // cannot be interrupted simply goes on.
-                log::debug!("request {unique} was not interrupted");
+                // Only who waits for a lock can be interrupted; all else goes on.
+                // Linux does not send this over virtio.
+                fs.interrupt(unique);
                 Ok(())
             }
             Op::Destroy => {

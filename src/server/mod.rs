@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::fs::{Failure, FileSystem, Patience};
+use crate::fs::{Failure, FileSystem, Patience, Wait};
 use crate::fuse::abi::{InHeader, OutHeader};
 use crate::fuse::decode::decode;
 use crate::fuse::opcode::{Answer, Body, Opcode, Waits};
@@ -43,7 +43,7 @@ pub struct Scratch {
 /// handled again, from its first byte, where it may wait.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
-pub struct MustWait;
+pub struct MustWait(pub Wait);
 
 /// Serves the requests of one device over a file system.
 #[derive(Debug)]
@@ -74,10 +74,15 @@ impl<F: FileSystem> Server<F> {
         }
     }
 
+    /// Has the requests that wait for locks give up; returns when they have.
+    pub fn interrupt_waits(&self) {
+        self.fs.interrupt_all();
+    }
+
     /// Serves one request; gives the bytes written into its reply buffers.
     ///
     /// # Errors
-    /// [`MustWait`], never with [`Patience::Storage`].
+    /// [`MustWait`] for what `patience` does not reach to.
     pub fn handle(
         &self,
         scratch: &mut Scratch,
@@ -110,7 +115,7 @@ impl<F: FileSystem> Server<F> {
             (None, _) => Err(Errno::NOSYS.into()),
             (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL.into()),
             (Some(opcode), _) if self.must_wait(opcode, &header, patience) => {
-                Err(Failure::MustWait)
+                Err(Failure::MustWait(Wait::ForStorage))
             }
             (Some(opcode), _) => {
                 self.serve(scratch, opcode, &header, &mut request, &mut reply, patience)
@@ -119,7 +124,7 @@ impl<F: FileSystem> Server<F> {
         let (len, error) = match result {
             Ok(()) => (reply.written(), 0),
             Err(Failure::Errno(errno)) => (0, -errno.raw_os_error()),
-            Err(Failure::MustWait) => return Err(MustWait),
+            Err(Failure::MustWait(wait)) => return Err(MustWait(wait)),
         };
         let Some(front) = front else { return Ok(0) };
         log::trace!("{header:?} -> {len} bytes, error {error}");

@@ -19,13 +19,6 @@ pub fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(|_| std::process::abort())
 }
 
-/// Waits with the lock given up meanwhile.
-pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-    condition
-        .wait(guard)
-        .unwrap_or_else(|_| std::process::abort())
-}
-
 /// Waits at most `time` with the lock given up meanwhile; tells whether it was
 /// that long.
 pub fn wait_for<'a, T>(

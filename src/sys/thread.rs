@@ -1,4 +1,4 @@
-//! What belongs to one thread only: its file-system context.
+//! What belongs to one thread only: its file-system context, and signals to it.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -57,4 +57,48 @@ pub fn settle_in(directory: impl AsFd) -> Result<(), Errno> {
     rustix::process::fchdir(directory)?;
     PREPARED.set(true);
     Ok(())
+}
+
+/// The signal with which a thread is interrupted: one that nobody else uses.
+fn interrupting_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+/// Has the signal of [`Thread::interrupt`] do nothing but interrupt a call.
+pub fn allow_interrupts() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: all fields are integers or pointers, of which 0 is a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // No SA_RESTART: a call that waits returns EINTR.
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: the handler does nothing, so it may run at any point, and nobody
+    // else handles this signal.
+    unsafe { libc::sigaction(interrupting_signal(), &action, std::ptr::null_mut()) };
+}
+
+/// A thread that can be interrupted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Thread(rustix::thread::Pid);
+
+impl Thread {
+    /// The calling thread.
+    pub fn current() -> Self {
+        Self(rustix::thread::gettid())
+    }
+
+    /// Has a call in which the thread waits return `EINTR`; one that begins
+    /// later is not touched. [`allow_interrupts`] was called before.
+    pub fn interrupt(self) {
+        let (process, thread) = (rustix::process::getpid(), self.0);
+        // SAFETY: the signal has a handler that does nothing, and only threads of
+        // this process are found under its number; one that is gone is none.
+        unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                process.as_raw_nonzero().get(),
+                thread.as_raw_nonzero().get(),
+                interrupting_signal(),
+            )
+        };
+    }
 }

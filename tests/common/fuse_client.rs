@@ -12,9 +12,9 @@ use std::ffi::OsStr;
 use super::frontend::{Buffer, Queue, Used};
 use super::memory::GuestMemory;
 use super::wire::{
-    AttrOut, Dirent, ENTRY_OUT, EXT_GROUPS, Encoder, Entry, FATTR_FH, GETATTR_FH, IN_HEADER,
-    InHeader, InitOut, OUT_HEADER, OpenOut, OutHeader, ROOT, Statfs, WRITE_CACHE, dirents, init,
-    op,
+    AttrOut, Decoder, Dirent, ENTRY_OUT, EXT_GROUPS, Encoder, Entry, FATTR_FH, GETATTR_FH,
+    IN_HEADER, InHeader, InitOut, OUT_HEADER, OpenOut, OutHeader, ROOT, Statfs, WRITE_CACHE,
+    dirents, init, op,
 };
 
 /// The answer to a request: the reply's body, or a positive errno.
@@ -92,6 +92,7 @@ pub fn reply_size(opcode: u32) -> ReplySize {
         op::CREATE => ReplySize::Exact(ENTRY_OUT + 16),
         op::WRITE | op::COPY_FILE_RANGE | op::LSEEK => ReplySize::Exact(8),
         op::STATFS => ReplySize::Exact(80),
+        op::GETLK => ReplySize::Exact(24),
         op::INIT | op::READLINK | op::READ | op::READDIR | op::READDIRPLUS => ReplySize::AtMost,
         op::GETXATTR | op::LISTXATTR => ReplySize::AtMost,
         op::FORGET | op::BATCH_FORGET | op::INTERRUPT => ReplySize::None,
@@ -727,6 +728,42 @@ impl Client {
         self.empty(op::FLUSH, nodeid, Encoder::new().u64(fh).u64(0).u64(0))
     }
 
+    /// FLUSH by a process that may have locks.
+    pub fn flush_owner(&mut self, nodeid: u64, fh: u64, owner: u64) -> Answer<()> {
+        self.empty(op::FLUSH, nodeid, Encoder::new().u64(fh).u64(0).u64(owner))
+    }
+
+    /// SETLK.
+    pub fn setlk(&mut self, nodeid: u64, fh: u64, lock: &Lock) -> Answer<()> {
+        self.empty(op::SETLK, nodeid, lock.encode(fh))
+    }
+
+    /// SETLKW that is not waited for: the number of the request.
+    pub fn start_setlkw(&mut self, nodeid: u64, fh: u64, lock: &Lock) -> u64 {
+        let unique = self.start(&Request::new(op::SETLKW, nodeid, lock.encode(fh)));
+        self.submit();
+        unique
+    }
+
+    /// GETLK: what is in the way; the owner is not told.
+    pub fn getlk(&mut self, nodeid: u64, fh: u64, lock: &Lock) -> Answer<Lock> {
+        let body = self.call(&Request::new(op::GETLK, nodeid, lock.encode(fh)))?;
+        let mut d = Decoder(&body);
+        Ok(Lock {
+            owner: 0,
+            start: d.u64(),
+            end: d.u64(),
+            kind: d.u32().cast_signed(),
+            pid: d.u32(),
+            flags: 0,
+        })
+    }
+
+    pub fn interrupt(&mut self, unique: u64) {
+        let body = Encoder::new().u64(unique);
+        self.empty(op::INTERRUPT, 0, body).unwrap();
+    }
+
     pub fn fsync(&mut self, nodeid: u64, fh: u64, flags: u32) -> Answer<()> {
         self.empty(op::FSYNC, nodeid, Encoder::new().u64(fh).u32(flags).u32(0))
     }
@@ -900,6 +937,32 @@ impl Client {
 
     pub fn removexattr(&mut self, nodeid: u64, name: impl AsRef<OsStr>) -> Answer<()> {
         self.empty(op::REMOVEXATTR, nodeid, Encoder::new().name(name))
+    }
+}
+
+/// Arguments of GETLK, SETLK and SETLKW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    pub owner: u64,
+    pub start: u64,
+    pub end: u64,
+    /// `F_RDLCK` and so on.
+    pub kind: i32,
+    pub pid: u32,
+    pub flags: u32,
+}
+
+impl Lock {
+    fn encode(&self, fh: u64) -> Encoder {
+        Encoder::new()
+            .u64(fh)
+            .u64(self.owner)
+            .u64(self.start)
+            .u64(self.end)
+            .u32(self.kind.cast_unsigned())
+            .u32(self.pid)
+            .u32(self.flags)
+            .u32(0)
     }
 }
 

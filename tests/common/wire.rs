@@ -161,6 +161,9 @@ pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 pub const RELEASE_FLUSH: u32 = 1 << 0;
 
+pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
+pub const LK_FLOCK: u32 = 1 << 0;
+
 /// Extension type of supplementary groups.
 pub const EXT_GROUPS: u32 = 32;
 
