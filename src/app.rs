@@ -12,13 +12,15 @@ use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
 
 use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
-use crate::device::{self, Access, DeviceOptions, Threads};
+use crate::device::{self, Access, DeviceOptions, Threads, WatchOptions};
 use crate::logging;
+use crate::metrics::{self, Metrics};
 use crate::passthrough::{IdMaps, Passthrough};
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
@@ -71,7 +73,13 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     // after it: a limit that is too low leaves nothing behind.
     let socket = match &settings.socket {
         SocketChoice::Fd(_) => None,
-        SocketChoice::Path { path, group } => Some(SocketPlace::find(path, group.as_deref())?),
+        SocketChoice::Path { path, group } => {
+            Some(SocketPlace::find("--socket-path", path, group.as_deref())?)
+        }
+    };
+    let metrics_socket = match &settings.metrics_socket {
+        None => None,
+        Some(path) => Some(SocketPlace::find("--metrics-socket", path, None)?),
     };
     let needs = Needs {
         thread_pool_size: settings.thread_pool_size.unwrap_or(0),
@@ -89,6 +97,10 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("no socket to listen on: give --socket-path or --fd"),
     };
 
+    let metrics_listener = metrics_socket
+        .map(|place| place.listen_privately(&remove_on_exit.0))
+        .transpose()?;
+
     let (inside, is_ready): (_, Box<dyn FnOnce()>) = match sandbox {
         None => {
             let manager = manager.clone();
@@ -98,7 +110,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Some(sandbox) => match parent::split(&sandbox)? {
             Process::Outside(child) => {
                 // Whoever connects when the process inside is gone is refused.
-                drop(listener);
+                drop((listener, metrics_listener));
                 return child.watch(&remove_on_exit.0, &manager);
             }
             Process::Inside(outside) => {
@@ -111,8 +123,23 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     drop_supplementary_groups()?;
     capabilities::reduce(kept)?;
-    signals.remove_files_on_signal(remove_on_exit.0.clone(), manager.clone())?;
-    let result = serve(listener, inside, &settings, guest_descriptors, is_ready);
+    let metrics = Arc::<Metrics>::default();
+    let report = {
+        let metrics = Arc::clone(&metrics);
+        move || log::info!(target: "virtiofsd", "{}", metrics.summary())
+    };
+    signals.remove_files_on_signal(remove_on_exit.0.clone(), manager.clone(), report)?;
+    if let Some(listener) = metrics_listener {
+        metrics::http::serve(listener, Arc::clone(&metrics))?;
+    }
+    let result = serve(
+        listener,
+        inside,
+        &settings,
+        guest_descriptors,
+        metrics,
+        is_ready,
+    );
     manager.is_stopping();
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -156,6 +183,7 @@ fn serve(
     inside: Inside,
     settings: &Settings,
     guest_descriptors: usize,
+    metrics: Arc<Metrics>,
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     sys::ignore_file_size_signal();
@@ -173,6 +201,11 @@ fn serve(
         tag: settings.tag.as_ref().map(Tag::padded),
         request_queues: settings.num_request_queues,
         threads: threads(settings.thread_pool_size),
+        metrics,
+        watch: WatchOptions {
+            count: settings.metrics_socket.is_some(),
+            slow: settings.slow_request,
+        },
         keep_listening: settings.keep_listening,
         access: if settings.readonly {
             Access::ReadOnly

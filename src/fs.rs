@@ -2,6 +2,7 @@
 //! side (`server`) and the host side (`passthrough`).
 
 use std::ffi::CStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -99,6 +100,19 @@ pub struct Opened {
     pub flags: u32,
 }
 
+/// How much of the host a guest holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Files and directories that it knows, the root included.
+    pub inodes: usize,
+    /// Files and directories that it has open.
+    pub handles: usize,
+    /// Descriptors that it causes to be held.
+    pub descriptors: usize,
+    /// How many of them it may.
+    pub descriptor_limit: usize,
+}
+
 /// The operations of a file system.
 ///
 /// Every method may be called from several threads at once. Errors are those of
@@ -119,6 +133,16 @@ pub trait FileSystem: Send + Sync + 'static {
 
     /// The session is over: every node but the root and every handle is dropped.
     fn stop(&self);
+
+    /// How much of the host the guest holds.
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
+
+    /// Where a node is, as the daemon sees it, for the log.
+    fn path_of(&self, _node: NodeId) -> Option<PathBuf> {
+        None
+    }
 
     /// Whether operations on a node are known to take long, because its files are
     /// on a server.

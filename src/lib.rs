@@ -3,7 +3,7 @@
 //!
 //! Modules, from the bottom up; each uses only those before it in this list:
 //! `id`, `sys` and `config` (numbers, system calls, settings), `fuse` and
-//! `guest` (bytes of the protocol, guest memory), `fs` (the seam), `server` and
+//! `guest` (bytes of the protocol, guest memory), `metrics` (what is counted), `fs` (the seam), `server` and
 //! `passthrough` (protocol side, host side), `device` and `process` (queues;
 //! sockets, limits, signals), `cli`, `logging` and `app` (start-up).
 
@@ -16,6 +16,7 @@ pub mod fuse;
 pub mod guest;
 pub mod id;
 pub mod logging;
+pub mod metrics;
 pub mod passthrough;
 pub mod process;
 pub mod server;

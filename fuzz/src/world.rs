@@ -14,6 +14,7 @@ use virtiofsd::fuse::opcode::{Answer, Opcode};
 use virtiofsd::guest::buffers::Spans;
 use virtiofsd::guest::ring::{Ring, RingLayout, Used};
 use virtiofsd::guest::{GuestMemory, Memory};
+use virtiofsd::metrics::Watch;
 use virtiofsd::passthrough::Passthrough;
 use virtiofsd::process::capabilities::{self, Kept};
 use virtiofsd::server::{Access, Scratch, Server};
@@ -112,7 +113,7 @@ impl World {
             share,
             outside_changed: changed(&outside),
             outside,
-            server: Server::new(files, Access::ReadWrite),
+            server: Server::new(files, Access::ReadWrite, Watch::default()),
             memory: GuestMemory::from_ranges(&ranges).unwrap(),
             logging: AtomicBool::new(false),
             scratch: Scratch::default(),

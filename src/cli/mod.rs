@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -48,6 +49,10 @@ pub struct Settings {
     pub rlimit_nofile: Option<u64>,
     /// Whether the guest may change nothing.
     pub readonly: bool,
+    /// `--metrics-socket`, if given.
+    pub metrics_socket: Option<PathBuf>,
+    /// `--slow-request-ms`, if given.
+    pub slow_request: Option<Duration>,
     /// `--sandbox`.
     pub sandbox: Sandbox,
     /// Users of the sandbox's namespace, if they are given.
@@ -159,6 +164,10 @@ impl Options {
             keep_listening: self.keep_listening,
             rlimit_nofile: self.rlimit_nofile,
             readonly: self.readonly,
+            metrics_socket: self.metrics_socket.clone(),
+            slow_request: self
+                .slow_request_ms
+                .map(|number| Duration::from_millis(number.into())),
             sandbox: self.sandbox,
             uid_map: self.uid_map.clone(),
             gid_map: self.gid_map.clone(),

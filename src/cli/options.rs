@@ -240,6 +240,15 @@ pub struct Options {
     #[arg(long, help_heading = "Limits and logging")]
     pub syslog: bool,
 
+    /// Count what is served, and give the numbers to Prometheus, by HTTP over
+    /// this Unix socket, which is its owner's alone.
+    #[arg(long, value_name = "PATH", help_heading = "Limits and logging")]
+    pub metrics_socket: Option<PathBuf>,
+
+    /// Log each request that takes so many milliseconds or more.
+    #[arg(long, value_name = "N", help_heading = "Limits and logging")]
+    pub slow_request_ms: Option<u32>,
+
     /// Print what this program can do, in JSON for management software.
     #[arg(long, help_heading = "Limits and logging")]
     pub print_capabilities: bool,

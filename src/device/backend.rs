@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::executor::{ThreadPool, ThreadPoolBuilder};
@@ -32,6 +33,7 @@ use super::queue::{Common, Queue, Vring, Workspace};
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
 use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::GuestMemory;
+use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
 use crate::sys;
 use crate::sys::locks::lock;
@@ -46,10 +48,23 @@ pub struct DeviceOptions {
     pub request_queues: usize,
     /// Which threads serve requests.
     pub threads: Threads,
+    /// Where numbers about the device are to be had.
+    pub metrics: Arc<Metrics>,
+    /// What is to be seen of each request.
+    pub watch: WatchOptions,
     /// Whether another front end is served after one that disconnected.
     pub keep_listening: bool,
     /// Whether the guest may change the tree.
     pub access: Access,
+}
+
+/// What is to be seen of each request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WatchOptions {
+    /// Whether requests are counted.
+    pub count: bool,
+    /// Requests that take so long are logged.
+    pub slow: Option<Duration>,
 }
 
 /// Which threads serve requests. Who waits for a lock has a thread of its own in
@@ -264,6 +279,22 @@ fn start_pool(
         .after_start(move |_| settle(&directory))
         .create()
         .context("cannot start the threads of --thread-pool-size")
+}
+
+impl<F: FileSystem> Gauges for Device<F> {
+    fn gauges(&self) -> Vec<Gauge> {
+        let queues = self.queues.iter().enumerate();
+        queues
+            .filter_map(|(number, queue)| {
+                Some(Gauge {
+                    name: "queue_depth",
+                    help: "Requests that were taken from the queue and not handed back yet.",
+                    queue: Some(number),
+                    value: u64::from(queue.depth()?),
+                })
+            })
+            .collect()
+    }
 }
 
 impl<F: FileSystem> VhostUserBackend for Device<F> {

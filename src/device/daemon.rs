@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::anyhow;
 use vhost::vhost_user::{Error as ProtocolError, Listener};
@@ -14,6 +14,7 @@ use super::backend::Serving;
 use super::{Device, DeviceOptions};
 use crate::fs::FileSystem;
 use crate::guest::GuestMemory;
+use crate::metrics::{Gauges, Watch};
 use crate::server::Server;
 
 /// The target of log lines that management software waits for.
@@ -35,7 +36,10 @@ pub fn serve(
     thread_directory: OwnedFd,
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
-    let server = Arc::new(Server::new(file_system, options.access));
+    let counted = options.watch.count.then(|| Arc::clone(&options.metrics));
+    let watch = Watch::new(counted, options.watch.slow);
+    let server = Arc::new(Server::new(file_system, options.access, watch));
+    options.metrics.ask(as_source(&server));
     let serving = Arc::new(Serving::new(options.threads, &thread_directory)?);
     let mut listener = Listener::from(listener);
     let mut is_ready = Some(is_ready);
@@ -48,6 +52,7 @@ pub fn serve(
             memory.clone(),
             &thread_directory,
         )?);
+        options.metrics.ask(as_source(&device));
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
             .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
         log::info!(target: MILESTONE, "Waiting for vhost-user socket connection...");
@@ -73,6 +78,11 @@ pub fn serve(
         drop(daemon);
         device.front_end_is_gone();
     }
+}
+
+fn as_source<T: Gauges + 'static>(source: &Arc<T>) -> Weak<dyn Gauges> {
+    let source: Weak<T> = Arc::downgrade(source);
+    source
 }
 
 /// Sees a front end that went away as the end that it is.

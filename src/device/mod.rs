@@ -10,7 +10,7 @@ mod helpers;
 mod queue;
 
 pub use crate::server::Access;
-pub use backend::{Device, DeviceOptions, Threads};
+pub use backend::{Device, DeviceOptions, Threads, WatchOptions};
 pub use config_space::TAG_BYTES;
 pub use daemon::serve;
 

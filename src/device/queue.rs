@@ -7,7 +7,7 @@
 //! requests that other threads serve are counted for the same purpose.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
@@ -66,6 +66,8 @@ pub(super) struct Queue {
     stopping: AtomicBool,
     /// Requests that other threads serve or will serve.
     elsewhere: Mutex<usize>,
+    /// Where its indexes are, since it was first served.
+    vring: OnceLock<Vring>,
     /// How many such threads there may be.
     threads_elsewhere: usize,
     none_elsewhere: Condvar,
@@ -87,9 +89,17 @@ impl Queue {
             broken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             elsewhere: Mutex::new(0),
+            vring: OnceLock::new(),
             threads_elsewhere,
             none_elsewhere: Condvar::new(),
         }
+    }
+
+    /// Requests that were taken and not handed back yet.
+    pub(super) fn depth(&self) -> Option<u16> {
+        let state = self.vring.get()?.get_ref();
+        let queue = state.get_queue();
+        Some(queue.next_avail().wrapping_sub(queue.next_used()))
     }
 
     /// Waits until no request of this queue is being served. The vring is
@@ -239,6 +249,7 @@ impl Queue {
     /// when the queue is stopped or broken.
     fn take<F>(&self, device: &Common<F>, vring: &Vring, heads: &mut Vec<u16>) -> Option<Taken> {
         heads.clear();
+        self.vring.get_or_init(|| vring.clone());
         if self.broken.load(Ordering::Acquire) {
             return None;
         }

@@ -25,6 +25,12 @@ impl FdBudget {
         })
     }
 
+    /// How many descriptors are held, and how many may be.
+    pub fn usage(&self) -> (usize, usize) {
+        let left = self.left.load(Ordering::Relaxed);
+        (self.total.saturating_sub(left), self.total)
+    }
+
     /// Takes a place for one descriptor, before it is opened.
     ///
     /// # Errors

@@ -113,6 +113,11 @@ pub struct Handles {
 }
 
 impl Handles {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| read(shard).len()).sum()
+    }
+
     /// No handles.
     pub fn new() -> Self {
         Self {

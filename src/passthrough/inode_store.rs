@@ -108,6 +108,16 @@ impl InodeStore {
         store
     }
 
+    /// How many nodes there are, the root included.
+    pub fn count(&self) -> usize {
+        // The root is in none of the shards.
+        1 + self
+            .by_id
+            .iter()
+            .map(|shard| read(shard).len())
+            .sum::<usize>()
+    }
+
     /// The node of a number; `None` if the guest does not hold it.
     pub fn get(&self, id: NodeId) -> Option<Arc<Inode>> {
         if id == NodeId::ROOT {

@@ -25,20 +25,21 @@ mod privileges;
 mod xattr;
 mod xattr_map;
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, readlinkat};
 use rustix::io::Errno;
 
 use crate::config::{CachePolicy, Config, Wanted};
-use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Waiting};
+use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Usage, Waiting};
 use crate::fuse::abi::{FileLock, StatfsOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
@@ -247,6 +248,23 @@ impl FileSystem for Passthrough {
         self.locks.clear();
         self.inodes.clear();
         self.features.store(0, Ordering::Relaxed);
+    }
+
+    fn usage(&self) -> Usage {
+        let (descriptors, descriptor_limit) = self.budget.usage();
+        Usage {
+            inodes: self.inodes.count(),
+            handles: self.handles.count(),
+            descriptors,
+            descriptor_limit,
+        }
+    }
+
+    fn path_of(&self, node: NodeId) -> Option<PathBuf> {
+        let node = self.node(node).ok()?;
+        let name = FdName::of(node.as_fd());
+        let path = readlinkat(&self.proc_self_fd, name.as_c_str(), Vec::new()).ok()?;
+        Some(OsString::from_vec(path.into_bytes()).into())
     }
 
     fn is_slow(&self, node: NodeId) -> bool {

@@ -137,6 +137,7 @@ impl Child {
             Signal::SIGTERM,
             Signal::SIGHUP,
             Signal::SIGINT,
+            Signal::SIGUSR1,
             Signal::SIGCHLD,
         ]
         .into_iter()
@@ -150,11 +151,12 @@ impl Child {
             }
             match signals.wait().context("cannot wait for signals")? {
                 Signal::SIGCHLD => {}
+                Signal::SIGUSR1 => pass_on(self.pid, rustix::process::Signal::USR1)?,
                 signal => {
                     interrupted |= signal == Signal::SIGINT;
                     manager.is_stopping();
                     files.remove_all();
-                    stop(self.pid)?;
+                    pass_on(self.pid, rustix::process::Signal::TERM)?;
                 }
             }
         };
@@ -194,11 +196,11 @@ fn ended(pid: Pid) -> anyhow::Result<Option<WaitStatus>> {
     }
 }
 
-/// Which signal it was is no matter inside: each ends the process at once.
-fn stop(pid: Pid) -> anyhow::Result<()> {
-    match kill_process(pid, rustix::process::Signal::TERM) {
+/// SIGTERM stands for all that end the process: which it was is no matter inside.
+fn pass_on(pid: Pid, signal: rustix::process::Signal) -> anyhow::Result<()> {
+    match kill_process(pid, signal) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(error) => Err(error).context("cannot stop the process in the sandbox"),
+        Err(error) => Err(error).context("cannot signal the process in the sandbox"),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +73,8 @@ fn check_listener(fd: &OwnedFd) -> anyhow::Result<()> {
 /// Where the socket is to be, and for whom.
 #[derive(Debug)]
 pub struct SocketPlace {
+    /// The option that names it, for the operator.
+    option: &'static str,
     path: PathBuf,
     address: SocketAddrUnix,
     folder: Arc<OwnedFd>,
@@ -87,26 +89,29 @@ struct Group {
 }
 
 impl SocketPlace {
-    /// Looks at `path` and resolves the group's name, and changes nothing.
+    /// Looks at `path`, which `option` names, and resolves the group's name, and
+    /// changes nothing.
     ///
     /// # Errors
     /// When no socket can be made there; the text says why.
-    pub fn find(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
+    pub fn find(option: &'static str, path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
         let Some(name) = path.file_name() else {
-            bail!("--socket-path {}: a file name is needed", path.display());
+            bail!("{option} {}: a file name is needed", path.display());
         };
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH_BYTES {
             bail!(
-                "--socket-path {}: {length} bytes are too long for a socket, which may have \
+                "{option} {}: {length} bytes are too long for a socket, which may have \
                  {MAX_SOCKET_PATH_BYTES}; use a shorter or a relative path",
                 path.display()
             );
         }
-        let folder = open_folder_of(path)?;
+        let folder = open_folder_of(option, path)?;
         let place = Self {
+            option,
             path: path.to_owned(),
-            address: SocketAddrUnix::new(path).context("--socket-path cannot be used")?,
+            address: SocketAddrUnix::new(path)
+                .with_context(|| format!("{option} cannot be used"))?,
             folder: Arc::new(folder),
             name: name.to_owned(),
             group: group.map(Group::find).transpose()?,
@@ -132,6 +137,25 @@ impl SocketPlace {
         let listener = self
             .make_pid_file(&mut files)
             .and_then(|()| self.make_socket(&mut files));
+        umask(previous);
+        listener
+    }
+
+    /// Makes a socket that nobody but the owner may use, without a pid file.
+    ///
+    /// # Errors
+    /// When it cannot be made, or somebody answers there.
+    pub fn listen_privately(&self, files: &OwnFiles) -> anyhow::Result<UnixListener> {
+        if UnixStream::connect(&self.path).is_ok() {
+            bail!(
+                "{} {}: another process uses this socket; choose another path",
+                self.option,
+                self.path.display()
+            );
+        }
+        let mut files = files.lock();
+        let previous = umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
+        let listener = self.make_socket(&mut files);
         umask(previous);
         listener
     }
@@ -238,8 +262,8 @@ impl SocketPlace {
             _ => "a special file",
         };
         bail!(
-            "--socket-path {}: there is {found}, which is not replaced; remove it, or choose \
-             another path",
+            "{} {}: there is {found}, which is not replaced; remove it, or choose another path",
+            self.option,
             self.path.display()
         );
     }
@@ -262,7 +286,7 @@ impl Group {
     }
 }
 
-fn open_folder_of(path: &Path) -> anyhow::Result<OwnedFd> {
+fn open_folder_of(option: &str, path: &Path) -> anyhow::Result<OwnedFd> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -271,7 +295,7 @@ fn open_folder_of(path: &Path) -> anyhow::Result<OwnedFd> {
     match openat(CWD, folder, flags, Mode::empty()) {
         Ok(fd) => Ok(fd),
         Err(Errno::NOENT | Errno::NOTDIR) => bail!(
-            "{} does not exist or is not a directory; make it, or choose another --socket-path",
+            "{} does not exist or is not a directory; make it, or choose another {option}",
             folder.display()
         ),
         Err(error) => Err(std::io::Error::from(error))
@@ -300,7 +324,10 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn refusal(path: &Path) -> String {
-        format!("{:#}", SocketPlace::find(path, None).unwrap_err())
+        format!(
+            "{:#}",
+            SocketPlace::find("--socket-path", path, None).unwrap_err()
+        )
     }
 
     #[test]
@@ -308,7 +335,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         assert!(
-            !SocketPlace::find(&path, None)
+            !SocketPlace::find("--socket-path", &path, None)
                 .unwrap()
                 .may_be_replaced()
                 .unwrap()
@@ -316,7 +343,7 @@ mod tests {
 
         std::fs::write(&path, "").unwrap();
         assert!(
-            SocketPlace::find(&path, None)
+            SocketPlace::find("--socket-path", &path, None)
                 .unwrap()
                 .may_be_replaced()
                 .unwrap()
@@ -327,7 +354,7 @@ mod tests {
 
         let _listener = UnixListener::bind(&path).unwrap();
         assert!(
-            SocketPlace::find(&path, None)
+            SocketPlace::find("--socket-path", &path, None)
                 .unwrap()
                 .may_be_replaced()
                 .unwrap()
@@ -356,7 +383,7 @@ mod tests {
         std::fs::write(&pid_file, "1234567890\n").unwrap();
 
         let files = OwnFiles::default();
-        let place = SocketPlace::find(&path, None).unwrap();
+        let place = SocketPlace::find("--socket-path", &path, None).unwrap();
         place.make_pid_file(&mut files.lock()).unwrap();
         let content = std::fs::read_to_string(&pid_file).unwrap();
         assert_eq!(content, format!("{}\n", std::process::id()));
@@ -384,7 +411,8 @@ mod tests {
         let target = folder.path().join("target");
         std::fs::write(&target, "precious").unwrap();
         symlink(&target, folder.path().join("socket.pid")).unwrap();
-        let place = SocketPlace::find(&folder.path().join("socket"), None).unwrap();
+        let place =
+            SocketPlace::find("--socket-path", &folder.path().join("socket"), None).unwrap();
         assert!(
             place
                 .make_pid_file(&mut OwnFiles::default().lock())

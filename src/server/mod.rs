@@ -20,6 +20,7 @@ use crate::fuse::opcode::{Answer, Body, Opcode, Waits};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::NodeId;
+use crate::metrics::{Done, Gauge, Gauges, Watch};
 pub use read_only::Access;
 
 /// Bytes of the longest fixed struct, rounded up.
@@ -50,6 +51,7 @@ pub struct MustWait(pub Wait);
 pub struct Server<F> {
     fs: F,
     access: Access,
+    watch: Watch,
     /// Whether INIT was answered and DESTROY was not.
     in_session: AtomicBool,
     /// What that INIT agreed on.
@@ -58,10 +60,11 @@ pub struct Server<F> {
 
 impl<F: FileSystem> Server<F> {
     /// A server without a session: the first request has to be INIT.
-    pub fn new(fs: F, access: Access) -> Self {
+    pub fn new(fs: F, access: Access, watch: Watch) -> Self {
         Self {
             fs,
             access,
+            watch,
             in_session: AtomicBool::new(false),
             features: AtomicU64::new(0),
         }
@@ -98,6 +101,7 @@ impl<F: FileSystem> Server<F> {
         let Ok(header) = InHeader::read_from_bytes(&bytes) else {
             return Ok(0);
         };
+        let begun = self.watch.begin();
         let opcode = Opcode::from_wire(header.opcode);
         let answer = opcode.map_or(Answer::Bytes(0), Opcode::answer);
         let front = match answer {
@@ -106,6 +110,7 @@ impl<F: FileSystem> Server<F> {
                 Some(front) => Some(front),
                 None => {
                     log::debug!("request {header:?} has no room for a reply");
+                    self.watch.give_back(begun);
                     return Ok(0);
                 }
             },
@@ -124,11 +129,24 @@ impl<F: FileSystem> Server<F> {
         let (len, error) = match result {
             Ok(()) => (reply.written(), 0),
             Err(Failure::Errno(errno)) => (0, -errno.raw_os_error()),
-            Err(Failure::MustWait(wait)) => return Err(MustWait(wait)),
+            Err(Failure::MustWait(wait)) => {
+                self.watch.give_back(begun);
+                return Err(MustWait(wait));
+            }
         };
+        if let Some(begun) = begun {
+            let done = Done {
+                opcode,
+                error: Some(error).filter(|error| *error != 0).map(|error| -error),
+                request_bytes: header.len,
+                reply_bytes: front.as_ref().map_or(0, |_| reply_len(len)),
+            };
+            let path = || self.fs.path_of(NodeId(header.nodeid));
+            self.watch.end(begun, done, path);
+        }
         let Some(front) = front else { return Ok(0) };
         log::trace!("{header:?} -> {len} bytes, error {error}");
-        let len = (size_of::<OutHeader>() + len) as u32;
+        let len = reply_len(len);
         let mut bytes = [0; size_of::<OutHeader>()];
         bytes.copy_from_slice(
             OutHeader {
@@ -187,5 +205,38 @@ impl<F: FileSystem> Server<F> {
             read_only::check(opcode, &op)?;
         }
         self.dispatch(header, op, packed, request, reply, patience)
+    }
+}
+
+/// Bytes of a reply with `len` bytes behind its header.
+fn reply_len(len: usize) -> u32 {
+    (size_of::<OutHeader>() + len) as u32
+}
+
+impl<F: FileSystem> Gauges for Server<F> {
+    fn gauges(&self) -> Vec<Gauge> {
+        let usage = self.fs.usage();
+        vec![
+            Gauge::new(
+                "inodes",
+                "Files and directories that the guest knows.",
+                usage.inodes,
+            ),
+            Gauge::new(
+                "handles",
+                "Files and directories that the guest has open.",
+                usage.handles,
+            ),
+            Gauge::new(
+                "descriptors",
+                "Descriptors that are held for the guest.",
+                usage.descriptors,
+            ),
+            Gauge::new(
+                "descriptors_limit",
+                "Descriptors that may be held for the guest.",
+                usage.descriptor_limit,
+            ),
+        ]
     }
 }
