@@ -21,6 +21,7 @@ use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
 use crate::device::{self, Access, DeviceOptions, Threads, WatchOptions};
 use crate::logging;
 use crate::metrics::{self, Metrics};
+use crate::migration::Migration;
 use crate::passthrough::{IdMaps, Passthrough};
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
@@ -187,12 +188,13 @@ fn serve(
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     sys::ignore_file_size_signal();
-    let files = Passthrough::new(
+    let files = Arc::new(Passthrough::new(
         &inside.root,
         inside.proc_self_fd,
         settings.config.clone(),
         guest_descriptors,
-    )?;
+    )?);
+    let migration = Migration::new(Arc::clone(&files), settings.migration.clone());
     let thread_directory = files
         .proc_self_fd()
         .try_clone_to_owned()
@@ -214,7 +216,14 @@ fn serve(
         },
     };
     filter_system_calls(settings.seccomp)?;
-    device::serve(listener, files, &options, thread_directory, is_ready)
+    device::serve(
+        listener,
+        files,
+        Arc::new(migration),
+        &options,
+        thread_directory,
+        is_ready,
+    )
 }
 
 /// What `--thread-pool-size` means.

@@ -174,3 +174,38 @@ impl XattrRule {
         self.scope != XattrScope::Client
     }
 }
+
+/// How the other side of a migration finds the guest's files again.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum FindBy {
+    /// By their paths.
+    #[default]
+    Path,
+    /// By their file handles.
+    Handle,
+}
+
+/// What happens to files that are not found again.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum WhenLost {
+    /// The migration fails.
+    #[default]
+    Abort,
+    /// The guest meets an error when it uses them.
+    GuestError,
+}
+
+/// The settings of migration.
+#[derive(Clone, Debug, Default)]
+pub struct MigrationConfig {
+    /// How the files are found again.
+    pub find_by: FindBy,
+    /// What happens to those that are not.
+    pub when_lost: WhenLost,
+    /// Whether the other side is to compare file handles.
+    pub verify_handles: bool,
+    /// Whether each path is looked at once more at the end.
+    pub confirm_paths: bool,
+    /// Whether this side opens files for reading only.
+    pub read_only: bool,
+}

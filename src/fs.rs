@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -263,4 +264,29 @@ impl Opened {
             backing_id: 0,
         }
     }
+}
+
+/// The state of a file system, sessions included, as something that can go on
+/// in another daemon.
+pub trait Migrate: Send + Sync + 'static {
+    /// The front end began to log what is written to memory: a save is near.
+    /// Returns at once; what takes time is done beside serving.
+    fn prepare(&self);
+
+    /// No save is near any more.
+    fn cancel(&self);
+
+    /// Collects the state; nothing is served meanwhile. `stop` is set when the
+    /// result is of no use any more.
+    ///
+    /// # Errors
+    /// A sentence for the operator. Serving can go on as if nothing had happened.
+    fn save(&self, stop: &AtomicBool) -> anyhow::Result<Vec<u8>>;
+
+    /// Restores a state in place of what is there; gives the features that its
+    /// session has (bits of `fuse::flags::init`).
+    ///
+    /// # Errors
+    /// A sentence for the operator; there is no session then.
+    fn load(&self, state: &[u8], stop: &AtomicBool) -> anyhow::Result<u64>;
 }

@@ -17,6 +17,7 @@ pub mod guest;
 pub mod id;
 pub mod logging;
 pub mod metrics;
+pub mod migration;
 pub mod passthrough;
 pub mod process;
 pub mod server;

@@ -543,13 +543,6 @@ fn an_option_that_is_still_to_come_is_refused() {
             &["--inode-file-handles=mandatory"],
             "--inode-file-handles=mandatory",
         ),
-        (&["--migration-mode=find-paths"], "--migration-mode"),
-        (&["--migration-on-error=abort"], "--migration-on-error"),
-        (
-            &["--migration-verify-handles"],
-            "--migration-verify-handles",
-        ),
-        (&["--migration-confirm-paths"], "--migration-confirm-paths"),
     ] {
         place
             .refused(arguments)
@@ -561,9 +554,9 @@ fn an_option_that_is_still_to_come_is_refused() {
 #[test]
 fn all_that_is_still_to_come_is_named_in_one_line() {
     let place = Place::new();
-    let refusal = place.refused(&["--security-label", "--migration-confirm-paths"]);
+    let refusal = place.refused(&["--security-label", "--inode-file-handles=mandatory"]);
     refusal.is_failure("--security-label (");
-    refusal.is_failure("--migration-confirm-paths (");
+    refusal.is_failure("--inode-file-handles=mandatory (");
 }
 
 #[test]

@@ -27,6 +27,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "passthrough",
         &["id", "config", "sys", "fuse", "guest", "fs"],
     ),
+    (
+        "migration",
+        &["id", "config", "sys", "fuse", "fs", "passthrough"],
+    ),
     ("device", &["sys", "guest", "fs", "server", "metrics"]),
     ("process", &["sys"]),
     ("logging", &[]),
@@ -39,6 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "device",
             "logging",
             "metrics",
+            "migration",
             "passthrough",
             "process",
             "sys",

@@ -11,25 +11,20 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use tempfile::TempDir;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures as Protocol,
-};
-use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use common::PATIENCE;
 use common::daemon::{Daemon, default_binary};
 use common::frontend::{
-    Config, F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, HIGH_MEMORY, HIPRIO,
-    LOW_MEMORY, Queue, REQUEST, Vmm, connect,
+    Config, DirtyLog, F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, HIGH_MEMORY,
+    HIPRIO, LOW_MEMORY, Queue, REQUEST, Vmm, connect,
 };
 use common::fuse_client::{Client, Request, Split, read_in};
 use common::session::Session;
@@ -677,37 +672,6 @@ fn changed_pages(vmm: &Vmm, before: &[(u64, Vec<u8>)]) -> HashSet<u64> {
     changed
 }
 
-/// The shared bitmap of dirty pages.
-struct DirtyLog(fs::File, usize);
-
-impl DirtyLog {
-    fn start(vmm: &Vmm, end: u64) -> Self {
-        let size = (end / 4096).div_ceil(8);
-        let file: fs::File = memfd_create("dirty-log", MemfdFlags::CLOEXEC)
-            .unwrap()
-            .into();
-        ftruncate(&file, size).unwrap();
-        let region = VhostUserDirtyLogRegion {
-            mmap_size: size,
-            mmap_offset: 0,
-            mmap_handle: file.as_raw_fd(),
-        };
-        vmm.vhost.set_log_base(0, Some(region)).unwrap();
-        Self(file, usize::try_from(size).unwrap())
-    }
-
-    fn pages(&self) -> HashSet<u64> {
-        let mut bitmap = vec![0; self.1];
-        self.0.read_exact_at(&mut bitmap, 0).unwrap();
-        let is_set = |page: &u64| bitmap[(page / 8) as usize] & (1 << (page % 8)) != 0;
-        (0..self.1 as u64 * 8).filter(is_set).collect()
-    }
-
-    fn clear(&self) {
-        self.0.write_all_at(&vec![0; self.1], 0).unwrap();
-    }
-}
-
 // ---- life of queues and of the device
 
 #[test]
@@ -818,23 +782,6 @@ fn a_guest_that_reboots_without_reset_mounts_again() {
     session.client = Client::new(session.vmm.start_queue(REQUEST));
     session.client.init();
     exercise(&mut session.client, "g");
-    session.finish();
-}
-
-#[test]
-fn state_transfer_is_refused_and_serving_goes_on() {
-    let mut session = Session::new(&[]);
-    session.vmm.stop_queue(&session.hiprio);
-    let base = session.vmm.stop_queue(&session.client.queue);
-    let (_ours, theirs) = UnixStream::pair().unwrap();
-    let answer = session.vmm.vhost.set_device_state_fd(
-        VhostTransferStateDirection::SAVE,
-        VhostTransferStatePhase::STOPPED,
-        OwnedFd::from(theirs),
-    );
-    assert!(answer.is_err() || session.vmm.vhost.check_device_state().is_err());
-    session.vmm.resume_queue(&session.client.queue, base);
-    exercise(&mut session.client, "f");
     session.finish();
 }
 

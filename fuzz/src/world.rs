@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -113,7 +114,7 @@ impl World {
             share,
             outside_changed: changed(&outside),
             outside,
-            server: Server::new(files, Access::ReadWrite, Watch::default()),
+            server: Server::new(Arc::new(files), Access::ReadWrite, Watch::default()),
             memory: GuestMemory::from_ranges(&ranges).unwrap(),
             logging: AtomicBool::new(false),
             scratch: Scratch::default(),

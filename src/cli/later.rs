@@ -30,26 +30,6 @@ const TABLE: &[Later] = &[
         is_asked: |o| o.inode_file_handles == FileHandles::Mandatory,
         instead: "use prefer, with which descriptors are held",
     },
-    Later {
-        option: "--migration-mode",
-        is_asked: |o| o.migration_mode.is_some(),
-        instead: "leave it out: there is no migration",
-    },
-    Later {
-        option: "--migration-on-error",
-        is_asked: |o| o.migration_on_error.is_some(),
-        instead: "leave it out: there is no migration",
-    },
-    Later {
-        option: "--migration-verify-handles",
-        is_asked: |o| o.migration_verify_handles,
-        instead: "leave it out: there is no migration",
-    },
-    Later {
-        option: "--migration-confirm-paths",
-        is_asked: |o| o.migration_confirm_paths,
-        instead: "leave it out: there is no migration",
-    },
 ];
 
 /// Refuses to start with an option that is still to come.

@@ -25,7 +25,7 @@ pub use options::{
 };
 pub use values::{IdMap, ModCaps, Tag};
 
-use crate::config::{CachePolicy, Config};
+use crate::config::{CachePolicy, Config, FindBy, MigrationConfig, WhenLost};
 
 /// The most request queues that the device has.
 const MAX_REQUEST_QUEUES: usize = 62;
@@ -65,6 +65,8 @@ pub struct Settings {
     pub modcaps: ModCaps,
     /// What the file system is to do.
     pub config: Config,
+    /// How its state is moved.
+    pub migration: MigrationConfig,
 }
 
 /// Where the front end connects.
@@ -174,6 +176,7 @@ impl Options {
             seccomp: self.seccomp,
             modcaps,
             config: self.config(),
+            migration: self.migration(),
         })
     }
 
@@ -246,6 +249,22 @@ impl Options {
             }
         }
         Ok(())
+    }
+
+    fn migration(&self) -> MigrationConfig {
+        MigrationConfig {
+            find_by: match self.migration_mode {
+                None | Some(MigrationMode::FindPaths) => FindBy::Path,
+                Some(MigrationMode::FileHandles) => FindBy::Handle,
+            },
+            when_lost: match self.migration_on_error {
+                None | Some(MigrationOnError::Abort) => WhenLost::Abort,
+                Some(MigrationOnError::GuestError) => WhenLost::GuestError,
+            },
+            verify_handles: self.migration_verify_handles,
+            confirm_paths: self.migration_confirm_paths,
+            read_only: self.readonly,
+        }
     }
 
     fn config(&self) -> Config {

@@ -30,8 +30,9 @@ use vmm_sys_util::event::{
 use super::config_space::{self, TAG_BYTES};
 use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
 use super::queue::{Common, Queue, Vring, Workspace};
+use super::state::StateTransfer;
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
-use crate::fs::{FileSystem, Patience, Wait};
+use crate::fs::{FileSystem, Migrate, Patience, Wait};
 use crate::guest::GuestMemory;
 use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
@@ -88,6 +89,8 @@ pub struct Device<F> {
     config_space: Option<Vec<u8>>,
     /// Numbers of the descriptors that the library waits for its end on.
     exit_events: Mutex<Vec<RawFd>>,
+    migrate: Arc<dyn Migrate>,
+    transfer: StateTransfer,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
 }
@@ -160,6 +163,7 @@ impl<F: FileSystem> Device<F> {
     pub(super) fn new(
         server: Arc<Server<F>>,
         serving: Arc<Serving>,
+        migrate: Arc<dyn Migrate>,
         options: &DeviceOptions,
         memory: GuestMemoryAtomic<GuestMemory>,
         thread_directory: &OwnedFd,
@@ -188,6 +192,8 @@ impl<F: FileSystem> Device<F> {
                 .as_ref()
                 .map(|tag| config_space::bytes(tag, request_queues as u32)),
             exit_events: Mutex::default(),
+            migrate,
+            transfer: StateTransfer::default(),
             thread_directory: thread_directory
                 .try_clone()
                 .context("cannot copy a descriptor")?,
@@ -319,7 +325,12 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn acked_features(&self, features: u64) {
         let logging = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
-        self.common.logging.store(logging, Ordering::Release);
+        let was_logging = self.common.logging.swap(logging, Ordering::AcqRel);
+        match (was_logging, logging) {
+            (false, true) => self.migrate.prepare(),
+            (true, false) => self.migrate.cancel(),
+            _ => {}
+        }
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -338,6 +349,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
     }
 
     fn reset_device(&self) {
+        self.transfer.cancel();
         for queue in &self.queues {
             self.drain(queue);
         }
@@ -394,12 +406,29 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn set_device_state_fd(
         &self,
-        _direction: VhostTransferStateDirection,
+        direction: VhostTransferStateDirection,
         _phase: VhostTransferStatePhase,
-        _file: File,
+        file: File,
     ) -> io::Result<Option<File>> {
-        let text = "this version cannot migrate a guest: its state stays here";
-        log::error!("{text}");
-        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+        // There is one phase only: the queues are stopped.
+        let migrate = Arc::clone(&self.migrate);
+        match direction {
+            VhostTransferStateDirection::SAVE => {
+                self.transfer.save(file, move |stop| migrate.save(stop))?;
+            }
+            VhostTransferStateDirection::LOAD => {
+                let server = Arc::clone(&self.common.server);
+                self.transfer.load(file, move |state, stop| {
+                    server.end_session();
+                    server.resume_session(migrate.load(state, stop)?);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        self.transfer.check()
     }
 }

@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryAtomic;
 
 use super::backend::Serving;
 use super::{Device, DeviceOptions};
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Migrate};
 use crate::guest::GuestMemory;
 use crate::metrics::{Gauges, Watch};
 use crate::server::Server;
@@ -22,6 +22,7 @@ const MILESTONE: &str = "virtiofsd";
 
 /// Serves the file system to the first front end that connects, until it
 /// disconnects; with `keep_listening` then to the next one, without end.
+/// `migrate` is the same file system, for moving its state.
 ///
 /// `thread_directory` becomes the working directory of every serving thread;
 /// `is_ready` is called when the first connection can be served.
@@ -31,7 +32,8 @@ const MILESTONE: &str = "virtiofsd";
 /// the front end breaks the protocol.
 pub fn serve(
     listener: UnixListener,
-    file_system: impl FileSystem,
+    file_system: Arc<impl FileSystem>,
+    migrate: Arc<dyn Migrate>,
     options: &DeviceOptions,
     thread_directory: OwnedFd,
     is_ready: impl FnOnce(),
@@ -48,6 +50,7 @@ pub fn serve(
         let device = Arc::new(Device::new(
             Arc::clone(&server),
             Arc::clone(&serving),
+            Arc::clone(&migrate),
             options,
             memory.clone(),
             &thread_directory,

@@ -8,6 +8,7 @@ mod config_space;
 mod daemon;
 mod helpers;
 mod queue;
+mod state;
 
 pub use crate::server::Access;
 pub use backend::{Device, DeviceOptions, Threads, WatchOptions};

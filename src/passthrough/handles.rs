@@ -91,6 +91,11 @@ impl Handle {
         self.refuses_nowait.store(true, Ordering::Relaxed);
     }
 
+    /// What it is a handle of.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// The position of a directory; `None` for a file.
     pub fn stream(&self) -> Option<&Mutex<DirStream>> {
         self.stream.as_ref()
@@ -131,6 +136,36 @@ impl Handles {
         let id = HandleId(self.next_id.fetch_add(1, Ordering::Relaxed));
         write(self.shard(id)).insert(id, Arc::new(handle));
         id
+    }
+
+    /// Adds an open file or directory under the number that the guest knows.
+    pub fn restore(&self, id: HandleId, handle: Handle) {
+        self.give_from(id.0.saturating_add(1));
+        write(self.shard(id)).insert(id, Arc::new(handle));
+    }
+
+    /// All that are open.
+    pub fn all(&self) -> Vec<(HandleId, Arc<Handle>)> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let of_shard = read(shard);
+            all.extend(
+                of_shard
+                    .iter()
+                    .map(|(id, handle)| (*id, Arc::clone(handle))),
+            );
+        }
+        all
+    }
+
+    /// The next number to be given.
+    pub fn next_id(&self) -> u64 {
+        self.next_id.load(Ordering::Relaxed)
+    }
+
+    /// Gives no number below `next` from now on.
+    pub fn give_from(&self, next: u64) {
+        self.next_id.fetch_max(next, Ordering::Relaxed);
     }
 
     /// An open file of this node.

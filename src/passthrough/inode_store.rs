@@ -6,13 +6,15 @@
 //! they come from. Lock order: a shard of `by_key`, then a shard of `by_id`.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use foldhash::fast::RandomState;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Statx};
+use rustix::io::Errno;
 
 use super::fd_budget::GuestFd;
 use crate::id::NodeId;
@@ -30,6 +32,17 @@ pub struct InodeKey {
     pub ino: u64,
     /// The mount through which it was reached.
     pub mount: u64,
+}
+
+impl InodeKey {
+    /// What a file is, by its status, which has the mount in it.
+    pub fn of(stat: &Statx) -> Self {
+        Self {
+            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+            ino: stat.stx_ino,
+            mount: stat.stx_mnt_id,
+        }
+    }
 }
 
 /// A node that the guest holds: an `O_PATH` descriptor and how often it was
@@ -157,6 +170,69 @@ impl InodeStore {
         shard.insert(key, Arc::clone(&inode));
         self.publish(inode);
         id
+    }
+
+    /// The node that is a file, without counting.
+    pub fn find(&self, key: &InodeKey) -> Option<NodeId> {
+        self.key_shard(key).get(key).map(|inode| inode.id)
+    }
+
+    /// Every node with its look-ups.
+    pub fn all(&self) -> Vec<(NodeId, u64)> {
+        let mut all = Vec::new();
+        for shard in &self.by_key {
+            let of_shard = lock(shard);
+            all.extend(
+                of_shard
+                    .values()
+                    .map(|inode| (inode.id, inode.lookups.load(Ordering::Relaxed))),
+            );
+        }
+        all
+    }
+
+    /// The next number to be given.
+    pub fn next_id(&self) -> u64 {
+        self.next_id.load(Ordering::Relaxed)
+    }
+
+    /// Gives no number below `next` from now on.
+    pub fn give_from(&self, next: u64) {
+        self.next_id.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// Holds a node under the number and with the look-ups that the guest knows.
+    ///
+    /// # Errors
+    /// `EEXIST` when the file is held under another number, or the number is in
+    /// use.
+    pub fn restore(
+        &self,
+        id: NodeId,
+        lookups: u64,
+        key: InodeKey,
+        kind: FileType,
+        fd: GuestFd,
+    ) -> Result<(), Errno> {
+        if self.get(id).is_some() {
+            return Err(Errno::EXIST);
+        }
+        match self.key_shard(&key).entry(key) {
+            Entry::Occupied(_) => Err(Errno::EXIST),
+            Entry::Vacant(place) => {
+                let inode = Arc::new(Inode {
+                    id,
+                    key,
+                    kind,
+                    fd,
+                    lookups: AtomicU64::new(lookups),
+                });
+                place.insert(Arc::clone(&inode));
+                self.publish(inode);
+                self.give_from(id.0 + 1);
+                Ok(())
+            }
+        }
     }
 
     /// Counts `count` look-ups fewer. The root stays, and a count beyond what

@@ -32,11 +32,7 @@ pub(super) struct Found {
 impl From<Statx> for Found {
     fn from(stat: Statx) -> Self {
         Self {
-            key: InodeKey {
-                device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
-                ino: stat.stx_ino,
-                mount: stat.stx_mnt_id,
-            },
+            key: InodeKey::of(&stat),
             kind: FileType::from_raw_mode(stat.stx_mode.into()),
             attr: attr::from_statx(&stat),
         }
@@ -71,7 +67,11 @@ impl Passthrough {
     pub(super) fn look_up_beneath(&self, parent: &Node, name: &CStr) -> Result<Entry> {
         let found = identify_name(parent, name)?;
         match self.inodes.acquire(&found.key) {
-            Some(node) => Ok(self.entry_beneath(parent, node, &found)),
+            Some(node) => {
+                self.tracking
+                    .tell(|tracker| tracker.found(node, parent.id(), name));
+                Ok(self.entry_beneath(parent, node, &found))
+            }
             None => self.look_up_new(parent, name, self.budget.reserve()?),
         }
     }
@@ -85,6 +85,8 @@ impl Passthrough {
             self.file_systems.meet(found.key.device, fd.as_fd());
         }
         let node = self.inodes.insert(found.key, found.kind, place.hold(fd));
+        self.tracking
+            .tell(|tracker| tracker.found(node, parent.id(), name));
         Ok(self.entry_beneath(parent, node, &found))
     }
 

@@ -18,10 +18,12 @@ mod inode_store;
 mod io;
 mod lock;
 mod lookup;
+mod migrate;
 mod namespace;
 mod open;
 mod optional;
 mod privileges;
+mod tracker;
 mod xattr;
 mod xattr_map;
 
@@ -58,10 +60,15 @@ use fd_budget::FdBudget;
 use file_systems::FileSystems;
 use handles::Handles;
 pub use id_map::IdMaps;
-use inode::Node;
 use inode_store::InodeStore;
 use lock::Locks;
+use tracker::Tracking;
 use xattr_map::XattrMap;
+
+pub use inode::Node;
+pub use inode_store::{Inode, InodeKey};
+pub use migrate::{Identity, OpenHandle, identify, identify_at, leads_to};
+pub use tracker::Tracker;
 
 /// A directory tree of the host.
 #[derive(Debug)]
@@ -82,6 +89,8 @@ pub struct Passthrough {
     locks: Locks,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
+    /// Who is told of names while a migration is prepared.
+    tracking: Tracking,
 }
 
 impl Passthrough {
@@ -141,6 +150,7 @@ impl Passthrough {
             file_systems,
             locks: Locks::default(),
             features: AtomicU64::new(0),
+            tracking: Tracking::default(),
         })
     }
 
@@ -282,6 +292,11 @@ impl FileSystem for Passthrough {
         self.inodes.forget(node, count);
         self.locks
             .end_forgotten(node, || self.inodes.get(node).is_none());
+        self.tracking.tell(|tracker| {
+            if self.inodes.get(node).is_none() {
+                tracker.forgotten(node);
+            }
+        });
     }
 
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {

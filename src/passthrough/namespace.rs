@@ -122,7 +122,10 @@ impl Passthrough {
 
     /// UNLINK and RMDIR.
     pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
-        rustix::fs::unlinkat(&self.node(parent)?, name.as_c_str(), flags)
+        rustix::fs::unlinkat(&self.node(parent)?, name.as_c_str(), flags)?;
+        self.tracking
+            .tell(|tracker| tracker.changed(parent, name.as_c_str()));
+        Ok(())
     }
 
     /// RENAME and RENAME2.
@@ -133,7 +136,12 @@ impl Passthrough {
             &self.node(args.new_parent)?,
             args.new_name.as_c_str(),
             RenameFlags::from_bits_retain(args.flags),
-        )
+        )?;
+        self.tracking.tell(|tracker| {
+            tracker.changed(parent, args.name.as_c_str());
+            tracker.changed(args.new_parent, args.new_name.as_c_str());
+        });
+        Ok(())
     }
 
     /// READLINK.

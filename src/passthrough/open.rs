@@ -163,6 +163,8 @@ impl Passthrough {
         let node = self
             .inodes
             .insert(found.key, found.kind, places.0.hold(path));
+        self.tracking
+            .tell(|tracker| tracker.found(node, parent.id(), args.name.as_c_str()));
         let kind = self.file_systems.kind(found.key.device, file.as_fd());
         let handle = Handle::file(node, places.1.hold(file), kind, flags);
         let opened = self.opened_file(handle);

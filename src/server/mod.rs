@@ -8,6 +8,7 @@
 mod dispatch;
 mod read_only;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::io::Errno;
@@ -49,7 +50,7 @@ pub struct MustWait(pub Wait);
 /// Serves the requests of one device over a file system.
 #[derive(Debug)]
 pub struct Server<F> {
-    fs: F,
+    fs: Arc<F>,
     access: Access,
     watch: Watch,
     /// Whether INIT was answered and DESTROY was not.
@@ -60,7 +61,7 @@ pub struct Server<F> {
 
 impl<F: FileSystem> Server<F> {
     /// A server without a session: the first request has to be INIT.
-    pub fn new(fs: F, access: Access, watch: Watch) -> Self {
+    pub fn new(fs: Arc<F>, access: Access, watch: Watch) -> Self {
         Self {
             fs,
             access,
@@ -80,6 +81,13 @@ impl<F: FileSystem> Server<F> {
     /// Has the requests that wait for locks give up; returns when they have.
     pub fn interrupt_waits(&self) {
         self.fs.interrupt_all();
+    }
+
+    /// Goes on with a session that the file system has taken over, with the
+    /// features that its INIT agreed on.
+    pub fn resume_session(&self, features: u64) {
+        self.features.store(features, Ordering::Relaxed);
+        self.in_session.store(true, Ordering::Release);
     }
 
     /// Serves one request; gives the bytes written into its reply buffers.

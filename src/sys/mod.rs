@@ -4,6 +4,7 @@
 
 pub mod adopt_fd;
 pub mod cpath;
+pub mod file_handle;
 pub mod lock;
 pub mod locks;
 pub mod process;

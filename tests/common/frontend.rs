@@ -4,19 +4,25 @@
 //! value of its own, so that each thread of a test can drive one. All ring
 //! fields can also be written one by one, as a hostile guest does.
 
-use std::os::fd::AsRawFd;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol,
+    VhostTransferStateDirection as Direction, VhostTransferStatePhase, VhostUserConfigFlags,
+    VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VringConfigData};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::memory::{GuestMemory, Region, VMM_BASE};
 use super::{PATIENCE, wait_event};
@@ -98,6 +104,14 @@ impl Vmm {
         vmm
     }
 
+    /// Connects for a guest that ran elsewhere until now.
+    pub fn take_over(socket: &Path, config: &Config, memory: GuestMemory) -> Self {
+        let mut vmm = Self::negotiate(socket, config);
+        vmm.memory = memory;
+        vmm.set_mem_table();
+        vmm
+    }
+
     /// Connects and negotiates.
     pub fn negotiate(socket: &Path, config: &Config) -> Self {
         let mut vhost = connect(socket);
@@ -169,6 +183,45 @@ impl Vmm {
         u16::try_from(base).unwrap()
     }
 
+    /// Has the daemon log which pages it writes to, or not any more.
+    pub fn set_logging(&mut self, is_on: bool) -> Option<DirtyLog> {
+        let end = self.memory.regions().iter().map(|r| r.gpa + r.size).max();
+        let log = is_on.then(|| DirtyLog::start(self, end.unwrap()));
+        let logging = if is_on { F_LOG_ALL } else { 0 };
+        self.vhost.set_features(self.features | logging).unwrap();
+        log
+    }
+
+    /// Takes the device's state, as a front end does after it has stopped the
+    /// queues; none if the daemon says that it failed.
+    pub fn save_state(&mut self) -> Option<Vec<u8>> {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        self.start_transfer(Direction::SAVE, writer.into());
+        let mut state = Vec::new();
+        reader.read_to_end(&mut state).unwrap();
+        self.vhost.check_device_state().is_ok().then_some(state)
+    }
+
+    /// Gives the device a state; false if the daemon says that it failed.
+    pub fn load_state(&mut self, state: &[u8]) -> bool {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        self.start_transfer(Direction::LOAD, reader.into());
+        // A daemon that has had enough closes its end.
+        let _ = writer.write_all(state);
+        drop(writer);
+        self.vhost.check_device_state().is_ok()
+    }
+
+    /// Hands over one end of a pipe, or a file.
+    pub fn start_transfer(&mut self, direction: Direction, fd: OwnedFd) {
+        let phase = VhostTransferStatePhase::STOPPED;
+        let answer = self.vhost.set_device_state_fd(direction, phase, fd);
+        assert!(
+            answer.unwrap().is_none(),
+            "the daemon uses what it is given"
+        );
+    }
+
     /// Reads `len` bytes of the device's configuration space.
     pub fn config_space(&mut self, offset: u32, len: u32) -> Vec<u8> {
         let buffer = vec![0; len as usize];
@@ -177,6 +230,37 @@ impl Vmm {
             .get_config(offset, len, flags, &buffer)
             .unwrap()
             .1
+    }
+}
+
+/// The shared bitmap of dirty pages.
+pub struct DirtyLog(File, usize);
+
+impl DirtyLog {
+    pub fn start(vmm: &Vmm, end: u64) -> Self {
+        let size = (end / 4096).div_ceil(8);
+        let file: File = memfd_create("dirty-log", MemfdFlags::CLOEXEC)
+            .unwrap()
+            .into();
+        ftruncate(&file, size).unwrap();
+        let region = VhostUserDirtyLogRegion {
+            mmap_size: size,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        vmm.vhost.set_log_base(0, Some(region)).unwrap();
+        Self(file, usize::try_from(size).unwrap())
+    }
+
+    pub fn pages(&self) -> HashSet<u64> {
+        let mut bitmap = vec![0; self.1];
+        self.0.read_exact_at(&mut bitmap, 0).unwrap();
+        let is_set = |page: &u64| bitmap[(page / 8) as usize] & (1 << (page % 8)) != 0;
+        (0..self.1 as u64 * 8).filter(is_set).collect()
+    }
+
+    pub fn clear(&self) {
+        self.0.write_all_at(&vec![0; self.1], 0).unwrap();
     }
 }
 
@@ -267,8 +351,8 @@ impl Queue {
             size,
             memory,
             use_indirect: false,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            kick: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap(),
+            call: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap(),
             kicks: 0,
             kicks_spared: 0,
             event_idx,

@@ -4,6 +4,7 @@
 //! - [`memory`] is the guest's memory, in shared memory files.
 //! - [`frontend`] is the vhost-user front end and its split virtqueues.
 //! - [`held_fs`] is a file system of the host that waits for the test.
+//! - [`machine`] is a guest that moves from daemon to daemon.
 //! - [`session`] is all of these together, for tests of single operations.
 //! - [`wire`] is an independent definition of the FUSE wire format.
 //! - [`fuse_client`] sends requests and checks every reply.
@@ -25,6 +26,7 @@ pub mod daemon;
 pub mod frontend;
 pub mod fuse_client;
 pub mod held_fs;
+pub mod machine;
 pub mod memory;
 pub mod session;
 pub mod wire;

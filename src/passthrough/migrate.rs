@@ -1,0 +1,186 @@
+//! What a migration asks of the tree: what the guest holds, where that is, and
+//! to hold the same again in another process.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use super::handles::Handle;
+use super::inode::Node;
+use super::inode_store::InodeKey;
+use super::tracker::Tracker;
+use crate::fs::Result;
+use crate::id::{HandleId, NodeId};
+use crate::sys::cpath::FdName;
+
+/// A file as the host has it now.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// What it is.
+    pub key: InodeKey,
+    /// Its file type.
+    pub kind: FileType,
+    /// How many names it has.
+    pub names: u32,
+}
+
+/// An open file or directory.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenHandle {
+    /// Its number.
+    pub id: HandleId,
+    /// Its node.
+    pub node: NodeId,
+    /// The flags that it is open with.
+    pub flags: OFlags,
+}
+
+/// Identifies an open file.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub fn identify(fd: impl AsFd) -> Result<Identity> {
+    identify_at(fd, c"")
+}
+
+/// Identifies a name in a directory, not following a link.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub fn identify_at(directory: impl AsFd, name: impl rustix::path::Arg) -> Result<Identity> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::NLINK | StatxFlags::MNT_ID;
+    let stat = rustix::fs::statx(directory, name, flags, wanted)?;
+    Ok(Identity {
+        key: InodeKey::of(&stat),
+        kind: FileType::from_raw_mode(stat.stx_mode.into()),
+        names: stat.stx_nlink,
+    })
+}
+
+impl Passthrough {
+    /// Tells `tracker` of names that are found, changed and forgotten.
+    pub fn track(&self, tracker: Option<Arc<dyn Tracker>>) {
+        self.tracking.set(tracker);
+    }
+
+    /// Every node that the guest holds, the root included, and its look-ups.
+    pub fn held_nodes(&self) -> Vec<(NodeId, u64)> {
+        self.inodes.all()
+    }
+
+    /// A node that the guest holds, with a descriptor for the time of one call.
+    ///
+    /// # Errors
+    /// `ESTALE` if the guest does not hold it; and those of opening it.
+    pub fn held_node(&self, id: NodeId) -> Result<Node> {
+        self.node(id)
+    }
+
+    /// The node that is this file, if the guest holds it.
+    pub fn node_of(&self, key: &InodeKey) -> Option<NodeId> {
+        self.inodes.find(key)
+    }
+
+    /// The path of an open file as `proc(5)` shows it, which may be out of date,
+    /// end in words of the kernel's, or be none at all.
+    ///
+    /// # Errors
+    /// Those of `readlinkat(2)`.
+    pub fn shown_path(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+        let name = FdName::of(fd);
+        let buffer = Vec::with_capacity(256);
+        let path = rustix::fs::readlinkat(&self.proc_self_fd, name.as_c_str(), buffer)?;
+        Ok(path.into_bytes())
+    }
+
+    /// Opens a directory for listing, or a file or directory to say which mount
+    /// is meant; nothing else, since that could act on a device.
+    ///
+    /// # Errors
+    /// `EPERM` for anything else; and those of `openat(2)`.
+    pub fn open_again(&self, fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+        match identify(fd)?.kind {
+            FileType::RegularFile | FileType::Directory => self.reopen(fd, OFlags::RDONLY),
+            _ => Err(Errno::PERM),
+        }
+    }
+
+    /// Everything that the guest has open.
+    ///
+    /// # Errors
+    /// Those of `fcntl(2)`.
+    pub fn open_handles(&self) -> Result<Vec<OpenHandle>> {
+        let all = self.handles.all().into_iter();
+        all.map(|(id, handle)| {
+            Ok(OpenHandle {
+                id,
+                node: handle.node(),
+                flags: rustix::fs::fcntl_getfl(handle.as_fd())?,
+            })
+        })
+        .collect()
+    }
+
+    /// The next numbers of a node and of a handle.
+    pub fn next_numbers(&self) -> (u64, u64) {
+        (self.inodes.next_id(), self.handles.next_id())
+    }
+
+    /// What INIT settled: bits of `fuse::flags::init`.
+    pub fn agreed_features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
+    /// Holds a file for the guest under a number of its own.
+    ///
+    /// # Errors
+    /// `EEXIST` when it is held under another number already, `ENFILE` when the
+    /// guest has as many descriptors as it may.
+    pub fn restore_node(&self, id: NodeId, lookups: u64, fd: OwnedFd) -> Result<()> {
+        let found = identify(&fd)?;
+        let place = self.budget.reserve()?;
+        self.inodes
+            .restore(id, lookups, found.key, found.kind, place.hold(fd))
+    }
+
+    /// Opens a node for the guest under a number of its own.
+    ///
+    /// # Errors
+    /// Those of OPEN and OPENDIR.
+    pub fn restore_handle(&self, saved: &OpenHandle) -> Result<()> {
+        let node = self.node(saved.node)?;
+        let place = self.budget.reserve()?;
+        let handle = match node.kind() {
+            FileType::Directory => {
+                let fd = self.reopen(node.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+                Handle::directory(saved.node, place.hold(fd))
+            }
+            FileType::RegularFile => {
+                let fd = self.reopen(node.as_fd(), saved.flags)?;
+                let kind = self.file_systems.kind(node.key().device, fd.as_fd());
+                Handle::file(saved.node, place.hold(fd), kind, saved.flags)
+            }
+            _ => return Err(Errno::PERM),
+        };
+        self.handles.restore(saved.id, handle);
+        Ok(())
+    }
+
+    /// Goes on with a session: numbers are given from these on, and INIT settled
+    /// these features.
+    pub fn restore_session(&self, next_node: u64, next_handle: u64, features: u64) {
+        self.inodes.give_from(next_node);
+        self.handles.give_from(next_handle);
+        self.features.store(features, Ordering::Relaxed);
+    }
+}
+
+/// Whether a name leads to a file.
+pub fn leads_to(directory: impl AsFd, name: &[u8], key: &InodeKey) -> bool {
+    identify_at(directory, name).is_ok_and(|found| found.key == *key)
+}

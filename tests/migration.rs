@@ -1,0 +1,906 @@
+//! Moving a guest from daemon to daemon, over a real socket: everything that it
+//! holds must be there on the other side.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
+
+use common::daemon::Daemon;
+use common::frontend::{Config, REQUEST, Vmm};
+use common::fuse_client::Client;
+use common::machine::Machine;
+use common::wire::{Entry, ROOT};
+
+fn is_root(test: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("{test} skips itself: it needs root");
+    }
+    is_root
+}
+
+/// What lets a daemon open files by their handles; it takes root.
+const MAY_OPEN_HANDLES: &str = "--modcaps=+dac_read_search";
+
+fn share() -> TempDir {
+    TempDir::with_prefix("virtiofsd-share-").unwrap()
+}
+
+/// A tree with one of everything.
+fn furnish(share: &Path) {
+    let at = |path: &str| share.join(path);
+    fs::create_dir_all(at("a/b")).unwrap();
+    fs::create_dir(at("many")).unwrap();
+    for number in 0..300 {
+        fs::write(at(&format!("many/{number:03}")), "").unwrap();
+    }
+    fs::write(at("a/b/file"), "inside a/b").unwrap();
+    fs::write(at("top"), "at the top").unwrap();
+    fs::hard_link(at("top"), at("a/other-name")).unwrap();
+    symlink("top", at("link")).unwrap();
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        at("fifo"),
+        rustix::fs::Mode::from_raw_mode(0o644),
+    )
+    .unwrap();
+}
+
+/// What a guest holds of such a tree.
+struct Held {
+    directory: Entry,
+    inner: Entry,
+    file: Entry,
+    top: Entry,
+    link: Entry,
+    fifo: Entry,
+    many: Entry,
+    file_handle: u64,
+    top_handle: u64,
+    many_handle: u64,
+    /// Names read before, and the position.
+    read: Vec<String>,
+    position: u64,
+}
+
+impl Held {
+    /// Looks everything up and opens it.
+    fn by(client: &mut Client) -> Self {
+        let directory = client.lookup(ROOT, "a").unwrap();
+        let inner = client.lookup(directory.nodeid, "b").unwrap();
+        let file = client.lookup(inner.nodeid, "file").unwrap();
+        for _ in 0..4 {
+            client.lookup(inner.nodeid, "file").unwrap();
+        }
+        let top = client.lookup(ROOT, "top").unwrap();
+        let link = client.lookup(ROOT, "link").unwrap();
+        let fifo = client.lookup(ROOT, "fifo").unwrap();
+        let many = client.lookup(ROOT, "many").unwrap();
+        let file_handle = client.open(file.nodeid, libc::O_RDWR).unwrap().fh;
+        let top_handle = client.open(top.nodeid, libc::O_RDONLY).unwrap().fh;
+        let many_handle = client.opendir(many.nodeid).unwrap().fh;
+        let some = client.readdir(many.nodeid, many_handle, 0, 1000).unwrap();
+        let read = some.iter().map(|entry| entry.name().to_owned()).collect();
+        Self {
+            directory,
+            inner,
+            file,
+            top,
+            link,
+            fifo,
+            many,
+            file_handle,
+            top_handle,
+            many_handle,
+            read,
+            position: some.last().unwrap().off,
+        }
+    }
+
+    /// Everything is as it was, and goes on.
+    fn check(&mut self, client: &mut Client) {
+        for entry in [
+            &self.directory,
+            &self.inner,
+            &self.file,
+            &self.top,
+            &self.link,
+            &self.fifo,
+            &self.many,
+        ] {
+            let attr = client.getattr(entry.nodeid).unwrap().attr;
+            assert_eq!((attr.ino, attr.mode), (entry.attr.ino, entry.attr.mode));
+        }
+        let (file, handle) = (self.file.nodeid, self.file_handle);
+        assert_eq!(client.read(file, handle, 0, 100).unwrap(), b"inside a/b");
+        assert_eq!(client.write(file, handle, 3, b"IDE"), Ok(3));
+        assert_eq!(client.read(file, handle, 0, 100).unwrap(), b"insIDE a/b");
+        assert_eq!(client.write(file, handle, 3, b"ide"), Ok(3));
+        let (top, handle) = (self.top.nodeid, self.top_handle);
+        assert_eq!(client.read(top, handle, 0, 100).unwrap(), b"at the top");
+        assert_eq!(client.write(top, handle, 0, b"x"), Err(libc::EBADF));
+        assert_eq!(client.readlink(self.link.nodeid).unwrap(), b"top");
+        // A name that is known leads to the same node.
+        let again = client.lookup(ROOT, "top").unwrap();
+        assert_eq!(again.nodeid, top);
+        client.forget(top, 1);
+        let other = client.lookup(self.directory.nodeid, "other-name").unwrap();
+        assert_eq!(other.nodeid, top);
+        client.forget(top, 1);
+        // The directory goes on at the cookie, each name once.
+        let (node, handle) = (self.many.nodeid, self.many_handle);
+        let mut names = self.read.clone();
+        let mut position = self.position;
+        loop {
+            let part = client.readdir(node, handle, position, 1000).unwrap();
+            let Some(last) = part.last() else { break };
+            position = last.off;
+            names.extend(part.iter().map(|entry| entry.name().to_owned()));
+        }
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 302);
+    }
+
+    /// The counts are exact: the last forget, and no other, lets go of a node.
+    fn forget(&self, client: &mut Client) {
+        client.release(self.file.nodeid, self.file_handle).unwrap();
+        client.forget(self.file.nodeid, 4);
+        assert!(client.getattr(self.file.nodeid).is_ok());
+        client.forget(self.file.nodeid, 1);
+        assert!(client.getattr(self.file.nodeid).is_err());
+        // Its directory was counted for the stream, not for the guest.
+        client.forget(self.inner.nodeid, 1);
+        assert!(client.getattr(self.inner.nodeid).is_err());
+        assert!(client.getattr(self.directory.nodeid).is_ok());
+    }
+}
+
+/// What the daemon complained about, the machine's limits aside.
+fn complaints(machine: Machine) -> Vec<String> {
+    let mut complaints = machine.finish().complaints();
+    complaints.retain(|line| !line.contains("open file descriptors"));
+    complaints
+}
+
+// ---- the round trip
+
+#[test]
+fn a_guest_goes_on_where_it_was_several_times() {
+    let share = share();
+    furnish(share.path());
+    for args in [
+        &["--migration-mode=file-handles", MAY_OPEN_HANDLES][..],
+        &[],
+        &["--migration-verify-handles", "--migration-confirm-paths"],
+        &["--thread-pool-size=2", "--cache=always"],
+    ] {
+        if args.contains(&MAY_OPEN_HANDLES) && !is_root("a part") {
+            continue;
+        }
+        let start = || Daemon::start(share.path(), args);
+        let mut machine = Machine::boot(start());
+        let mut held = Held::by(&mut machine.client);
+        for _ in 0..3 {
+            machine = machine.migrate(start());
+            held.check(&mut machine.client);
+        }
+        held.forget(&mut machine.client);
+        assert_eq!(complaints(machine), [""; 0]);
+    }
+}
+
+#[test]
+fn paths_lead_to_a_copy_of_the_tree() {
+    let (from, to) = (share(), share());
+    furnish(from.path());
+    furnish(to.path());
+    let mut machine = Machine::boot(Daemon::start(from.path(), &[]));
+    let held = Held::by(&mut machine.client);
+    let mut machine = machine.migrate(Daemon::start(to.path(), &[]));
+    let client = &mut machine.client;
+    let ino = client.getattr(held.file.nodeid).unwrap().attr.ino;
+    assert_eq!(ino, fs::metadata(to.path().join("a/b/file")).unwrap().ino());
+    client
+        .write(held.file.nodeid, held.file_handle, 0, b"THERE")
+        .unwrap();
+    let read = |share: &TempDir| fs::read_to_string(share.path().join("a/b/file")).unwrap();
+    assert_eq!(read(&to), "THEREe a/b");
+    assert_eq!(read(&from), "inside a/b");
+    machine.finish();
+}
+
+#[test]
+fn handles_do_not_lead_to_a_copy_of_the_tree() {
+    if !is_root("handles_do_not_lead_to_a_copy_of_the_tree") {
+        return;
+    }
+    let (from, to) = (share(), share());
+    furnish(from.path());
+    furnish(to.path());
+    for (args, expected) in [
+        (&["--migration-verify-handles"][..], "is not the one that"),
+        (
+            &["--migration-mode=file-handles", MAY_OPEN_HANDLES],
+            "out of the shared directory",
+        ),
+    ] {
+        let mut machine = Machine::boot(Daemon::start(from.path(), args));
+        Held::by(&mut machine.client);
+        let (state, _) = machine.save();
+        let other = Daemon::start(to.path(), args);
+        let mut vmm = Vmm::connect(other.socket(), &Config::default());
+        assert!(!vmm.load_state(&state.unwrap()));
+        other.expect_log(expected);
+    }
+}
+
+#[test]
+fn what_changes_during_the_preparation_is_followed() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let held = Held::by(&mut machine.client);
+    let client = &mut machine.client;
+    let _log = machine.vmm.set_logging(true);
+    // The preparation may be anywhere meanwhile.
+    client.rename((ROOT, "a"), (ROOT, "moved")).unwrap();
+    let sub = client.mkdir(ROOT, "sub", 0o755, 0).unwrap();
+    client
+        .rename((held.inner.nodeid, "file"), (sub.nodeid, "file"))
+        .unwrap();
+    let (made, open) = client
+        .create(sub.nodeid, "made", libc::O_RDWR, 0o644)
+        .unwrap();
+    client.write(made.nodeid, open.fh, 0, b"new").unwrap();
+    client.rename((sub.nodeid, "made"), (ROOT, "made")).unwrap();
+    client.rename2((ROOT, "link"), (ROOT, "fifo"), 2).unwrap();
+    client.unlink(ROOT, "top").unwrap();
+    let short_lived = client.mkdir(ROOT, "short-lived", 0o755, 0).unwrap();
+    client.rmdir(ROOT, "short-lived").unwrap();
+    client.forget(short_lived.nodeid, 1);
+    let (state, bases) = machine.save();
+    let mut machine = machine.restore(&state.unwrap(), bases, Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    let read = |client: &mut Client, node, handle| client.read(node, handle, 0, 20).unwrap();
+    assert_eq!(
+        read(client, held.file.nodeid, held.file_handle),
+        b"inside a/b"
+    );
+    assert_eq!(
+        read(client, held.top.nodeid, held.top_handle),
+        b"at the top"
+    );
+    assert_eq!(read(client, made.nodeid, open.fh), b"new");
+    assert_eq!(client.readlink(held.link.nodeid).unwrap(), b"top");
+    assert!(client.getattr(held.inner.nodeid).is_ok());
+    assert_eq!(
+        client.lookup(ROOT, "moved").unwrap().nodeid,
+        held.directory.nodeid
+    );
+    assert_eq!(
+        client.lookup(ROOT, "fifo").unwrap().nodeid,
+        held.link.nodeid
+    );
+    assert_eq!(
+        client.lookup(sub.nodeid, "file").unwrap().nodeid,
+        held.file.nodeid
+    );
+    machine.finish();
+}
+
+#[test]
+fn a_directory_that_the_guest_has_forgotten_is_only_a_way() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let held = Held::by(&mut machine.client);
+    machine.client.forget(held.inner.nodeid, 1);
+    machine.client.forget(held.directory.nodeid, 1);
+    let mut machine = machine.migrate(Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    assert!(client.getattr(held.file.nodeid).is_ok());
+    for gone in [held.inner.nodeid, held.directory.nodeid] {
+        assert!(client.getattr(gone).is_err());
+    }
+    let fresh = client.lookup(ROOT, "a").unwrap().nodeid;
+    assert!(fresh > held.many.nodeid, "numbers are not given twice");
+    assert_eq!(client.walk("a/b/file").unwrap().nodeid, held.file.nodeid);
+    machine.finish();
+}
+
+#[test]
+fn a_file_without_a_name_and_one_without_a_utf8_name_move_by_handle() {
+    if !is_root("a_file_without_a_name_and_one_without_a_utf8_name_move_by_handle") {
+        return;
+    }
+    let share = share();
+    let start = || Daemon::start(share.path(), &[MAY_OPEN_HANDLES]);
+    let strange = OsStr::from_bytes(b"\xff\xfe");
+    fs::create_dir(share.path().join(strange)).unwrap();
+    fs::write(share.path().join(strange).join("inside"), "inside").unwrap();
+    let mut machine = Machine::boot(start());
+    let client = &mut machine.client;
+    let directory = client.lookup(ROOT, strange).unwrap();
+    let inside = client.lookup(directory.nodeid, "inside").unwrap();
+    let (file, open) = client.create(ROOT, "gone", libc::O_RDWR, 0o644).unwrap();
+    client
+        .write(file.nodeid, open.fh, 0, b"still here")
+        .unwrap();
+    client.unlink(ROOT, "gone").unwrap();
+    let mut machine = machine.migrate(start());
+    let client = &mut machine.client;
+    let read = client.read(file.nodeid, open.fh, 0, 20).unwrap();
+    assert_eq!(read, b"still here");
+    client.write(file.nodeid, open.fh, 6, b"there").unwrap();
+    assert_eq!(client.getattr(file.nodeid).unwrap().attr.size, 11);
+    let inside_open = client.open(inside.nodeid, libc::O_RDONLY).unwrap();
+    let read = client.read(inside.nodeid, inside_open.fh, 0, 20).unwrap();
+    assert_eq!(read, b"inside");
+    assert_eq!(
+        client.lookup(ROOT, strange).unwrap().nodeid,
+        directory.nodeid
+    );
+    assert_eq!(complaints(machine), [""; 0]);
+}
+
+#[test]
+fn a_file_whose_other_name_was_removed_and_a_path_too_long_to_show_are_searched() {
+    let share = share();
+    furnish(share.path());
+    let long = "d".repeat(250);
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    let top = client.lookup(ROOT, "top").unwrap();
+    let mut parent = ROOT;
+    for _ in 0..20 {
+        parent = client.mkdir(parent, &long, 0o755, 0).unwrap().nodeid;
+    }
+    let (deep, open) = client.create(parent, "deep", libc::O_RDWR, 0o644).unwrap();
+    client.write(deep.nodeid, open.fh, 0, b"deep").unwrap();
+    // The kernel shows the name by which it was found, which is gone.
+    client.unlink(ROOT, "top").unwrap();
+    for prepared in [false, true] {
+        let _log = prepared.then(|| machine.vmm.set_logging(true));
+        let (state, bases) = machine.save();
+        let daemon = Daemon::start(share.path(), &[]);
+        machine = machine.restore(&state.unwrap(), bases, daemon);
+        let client = &mut machine.client;
+        assert_eq!(client.getattr(top.nodeid).unwrap().attr.nlink, 1);
+        assert_eq!(client.read(deep.nodeid, open.fh, 0, 9).unwrap(), b"deep");
+    }
+    machine.finish();
+}
+
+// ---- what may be settled, and what may be lost
+
+#[test]
+fn the_other_side_has_to_be_able_to_do_what_the_guest_relies_on() {
+    let share = share();
+    for (ours, theirs, option) in [
+        (&["--writeback"][..], &[][..], "--writeback"),
+        (&[], &["--no-announce-submounts"], "--announce-submounts"),
+    ] {
+        let mut machine = Machine::boot(Daemon::start(share.path(), ours));
+        let (state, bases) = machine.save();
+        let state = state.unwrap();
+        let other = Daemon::start(share.path(), theirs);
+        let mut vmm = Vmm::connect(other.socket(), &Config::default());
+        assert!(!vmm.load_state(&state));
+        other.expect_log(&format!("the guest relies on {option}"));
+        drop(vmm);
+        // More than was settled is no obstacle, and is off.
+        let machine = machine.restore(
+            &state,
+            bases,
+            Daemon::start(share.path(), &["--writeback", "--allow-mmap"]),
+        );
+        machine.finish();
+    }
+}
+
+#[test]
+fn a_file_that_is_lost_aborts_or_is_an_error_for_the_guest() {
+    let (from, to) = (share(), share());
+    furnish(from.path());
+    furnish(to.path());
+    fs::remove_dir_all(to.path().join("a")).unwrap();
+    let mut machine = Machine::boot(Daemon::start(from.path(), &[]));
+    let held = Held::by(&mut machine.client);
+    let (state, bases) = machine.save();
+    let state = state.unwrap();
+
+    let strict = Daemon::start(to.path(), &["--migration-on-error=abort"]);
+    let mut vmm = Vmm::connect(strict.socket(), &Config::default());
+    assert!(!vmm.load_state(&state));
+    let line = strict.expect_log("cannot load the state");
+    assert!(line.contains("--migration-on-error=guest-error"), "{line}");
+    assert!(line.contains("at \"a\""), "{line}");
+    drop(vmm);
+
+    let lenient = Daemon::start(to.path(), &["--migration-on-error=guest-error"]);
+    let mut machine = machine.restore(&state, bases, lenient);
+    machine
+        .daemon
+        .expect_log("3 of the guest's inodes were not found");
+    let client = &mut machine.client;
+    assert!(client.getattr(held.file.nodeid).is_err());
+    let read = client.read(held.file.nodeid, held.file_handle, 0, 10);
+    assert!(read.is_err());
+    client
+        .release(held.file.nodeid, held.file_handle)
+        .unwrap_err();
+    client.forget(held.file.nodeid, 5);
+    let read = client.read(held.top.nodeid, held.top_handle, 0, 20);
+    assert_eq!(read.unwrap(), b"at the top");
+    // What is there again later is another node.
+    let made = client.mkdir(ROOT, "a", 0o755, 0).unwrap();
+    assert!(made.nodeid > held.many.nodeid);
+    // What was lost stays lost, and is no obstacle to moving on.
+    let again = Daemon::start(to.path(), &["--migration-on-error=abort"]);
+    let mut machine = machine.migrate(again);
+    assert!(machine.client.getattr(held.file.nodeid).is_err());
+    assert!(machine.client.getattr(made.nodeid).is_ok());
+    machine.finish();
+}
+
+#[test]
+fn a_file_that_was_replaced_is_found_out_by_its_handle() {
+    let share = share();
+    furnish(share.path());
+    let args = &["--migration-verify-handles"];
+    let mut machine = Machine::boot(Daemon::start(share.path(), args));
+    let held = Held::by(&mut machine.client);
+    let (state, bases) = machine.save();
+    let state = state.unwrap();
+    let file = share.path().join("a/b/file");
+    fs::rename(&file, share.path().join("elsewhere")).unwrap();
+    fs::write(&file, "an impostor").unwrap();
+    let strict = Daemon::start(share.path(), args);
+    let mut vmm = Vmm::connect(strict.socket(), &Config::default());
+    assert!(!vmm.load_state(&state));
+    strict.expect_log("its file handle differs");
+    drop(vmm);
+    let lenient = Daemon::start(share.path(), &["--migration-on-error=guest-error"]);
+    let mut machine = machine.restore(&state, bases, lenient);
+    assert!(machine.client.getattr(held.file.nodeid).is_err());
+    assert!(machine.client.getattr(held.top.nodeid).is_ok());
+    machine.finish();
+}
+
+#[test]
+fn a_path_that_the_host_changed_is_confirmed_or_believed() {
+    for (args, is_found) in [(&["--migration-confirm-paths"][..], true), (&[], false)] {
+        let share = share();
+        furnish(share.path());
+        let mut machine = Machine::boot(Daemon::start(share.path(), args));
+        let held = Held::by(&mut machine.client);
+        let _log = machine.vmm.set_logging(true);
+        // With a second save everything is known that there is to know.
+        let (_, bases) = machine.save();
+        fs::rename(share.path().join("top"), share.path().join("moved")).unwrap();
+        machine.resume(bases);
+        let (state, bases) = machine.save();
+        let options = &["--migration-on-error=guest-error"];
+        let other = Daemon::start(share.path(), options);
+        let mut machine = machine.restore(&state.unwrap(), bases, other);
+        assert_eq!(machine.client.getattr(held.top.nodeid).is_ok(), is_found);
+        machine.finish();
+    }
+}
+
+// ---- what may go wrong
+
+#[test]
+fn a_source_goes_on_after_a_migration_that_failed() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let mut held = Held::by(&mut machine.client);
+    let fds = machine.daemon.open_fds();
+    for attempt in 0..4 {
+        let _log = machine.vmm.set_logging(true);
+        let bases = (
+            machine.vmm.stop_queue(&machine.hiprio),
+            machine.vmm.stop_queue(&machine.client.queue),
+        );
+        let (reader, writer) = std::io::pipe().unwrap();
+        match attempt {
+            // The other side went away.
+            0 => {
+                drop(reader);
+                machine.vmm.start_transfer(Direction::SAVE, writer.into());
+                assert!(machine.vmm.vhost.check_device_state().is_err());
+                machine.daemon.expect_log("cannot save the state");
+            }
+            // Nobody asks for the result; logging is turned off.
+            1 => machine.vmm.start_transfer(Direction::SAVE, writer.into()),
+            // Another one begins before.
+            2 => {
+                machine.vmm.start_transfer(Direction::SAVE, writer.into());
+                assert!(machine.vmm.save_state().is_some());
+            }
+            // Somebody asks twice.
+            _ => {
+                assert!(machine.vmm.save_state().is_some());
+                assert!(machine.vmm.vhost.check_device_state().is_err());
+            }
+        }
+        machine.vmm.set_logging(false);
+        machine.resume(bases);
+        held.check(&mut machine.client);
+    }
+    let mut machine = machine.migrate(Daemon::start(share.path(), &[]));
+    held.check(&mut machine.client);
+    let after = machine.daemon.open_fds();
+    assert!(after <= fds + 2, "{after} descriptors, {fds} before");
+    machine.finish();
+}
+
+#[test]
+fn streams_that_are_cut_or_bent_are_refused_and_nothing_breaks() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let mut held = Held::by(&mut machine.client);
+    let (state, bases) = machine.save();
+    let state = state.unwrap();
+    let other = Daemon::start(share.path(), &[]);
+    let memory = machine.vmm.memory.clone();
+    let mut vmm = Vmm::take_over(other.socket(), &Config::default(), memory);
+    for len in [0, 1, 2, 10, state.len() / 2, state.len() - 1] {
+        assert!(!vmm.load_state(&state[..len]), "cut to {len}");
+    }
+    assert!(!vmm.load_state(&[&state[..], b"more"].concat()));
+    let absurd = [&[1][..], &[0xff; 9], &[1]].concat();
+    assert!(!vmm.load_state(&absurd));
+    let mut seed = 88172645463325252u64;
+    for _ in 0..300 {
+        let mut bent = state.clone();
+        for _ in 0..3 {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            let at = seed as usize % bent.len();
+            bent[at] ^= 1 << (seed >> 60 & 7);
+        }
+        // It may even be a good one.
+        vmm.load_state(&bent);
+    }
+    drop(vmm);
+    drop(other);
+    // The same daemon takes a good one after a bad one.
+    let other = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::connect(other.socket(), &Config::default());
+    assert!(!vmm.load_state(&state[1..]));
+    other.expect_log("cannot load the state");
+    drop(vmm);
+    let mut machine = machine.restore(&state, bases, Daemon::start(share.path(), &[]));
+    held.check(&mut machine.client);
+    machine.finish();
+}
+
+#[test]
+fn a_stream_never_leads_out_of_the_share() {
+    let outside = share();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    fs::create_dir(outside.path().join("share")).unwrap();
+    let inside = outside.path().join("share");
+    symlink("..", inside.join("up")).unwrap();
+    let path = |parent: u8, name: &str| {
+        let mut bytes = vec![1, parent, name.len() as u8];
+        bytes.extend(name.bytes());
+        bytes
+    };
+    let full = |name: &str| {
+        let mut bytes = vec![3, name.len() as u8];
+        bytes.extend(name.bytes());
+        bytes
+    };
+    for (location, expected) in [
+        (path(1, ".."), "no name"),
+        (path(1, "../secret"), "no name"),
+        (path(1, "up/secret"), "no name"),
+        (full("../secret"), "leaves the shared directory"),
+        (full("/etc/passwd"), "not relative"),
+        (full("up/secret"), "Not a directory"),
+    ] {
+        // The root and one more inode, nothing open, nothing settled.
+        let front = [1, 2, 1, 3, 0, 0, 2, 1];
+        let back = [0, 3, 0, 0, 0, 0, 0, 0, 0];
+        let stream = [&front[..], &location, &back].concat();
+        let daemon = Daemon::start(&inside, &[]);
+        let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+        assert!(!vmm.load_state(&stream));
+        daemon.expect_log(expected);
+    }
+}
+
+#[test]
+fn nothing_is_waited_for_that_does_not_come() {
+    let share = share();
+    let daemon = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    vmm.start_transfer(Direction::LOAD, reader.into());
+    writer.write_all(&[1, 0]).unwrap();
+    // The pipe is still open: the answer must come all the same.
+    assert!(vmm.vhost.check_device_state().is_err());
+    daemon.expect_log("the transfer has not ended");
+}
+
+// ---- snapshots, reset
+
+#[test]
+fn a_snapshot_in_a_file_is_restored_without_a_dirty_log() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let mut held = Held::by(&mut machine.client);
+    let bases = (
+        machine.vmm.stop_queue(&machine.hiprio),
+        machine.vmm.stop_queue(&machine.client.queue),
+    );
+    let file = share.path().with_extension("snapshot");
+    let snapshot = fs::File::create(&file).unwrap();
+    machine.vmm.start_transfer(Direction::SAVE, snapshot.into());
+    machine.vmm.vhost.check_device_state().unwrap();
+    machine.daemon.expect_log("nothing was prepared");
+
+    let memory = machine.vmm.memory.clone();
+    let Machine {
+        client,
+        hiprio,
+        daemon,
+        vmm,
+    } = machine;
+    drop((vmm, daemon));
+    let daemon = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::take_over(daemon.socket(), &Config::default(), memory);
+    let snapshot = fs::File::open(&file).unwrap();
+    vmm.start_transfer(Direction::LOAD, snapshot.into());
+    vmm.vhost.check_device_state().unwrap();
+    fs::remove_file(&file).unwrap();
+    let mut machine = Machine {
+        client,
+        hiprio,
+        vmm,
+        daemon,
+    };
+    machine.resume(bases);
+    held.check(&mut machine.client);
+    machine.finish();
+}
+
+#[test]
+fn a_guest_that_has_not_mounted_yet_mounts_on_the_other_side() {
+    let share = share();
+    furnish(share.path());
+    let daemon = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+    let state = vmm.save_state().unwrap();
+    let other = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::connect(other.socket(), &Config::default());
+    assert!(vmm.load_state(&state));
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    client.init();
+    assert!(client.walk("a/b/file").is_ok());
+}
+
+#[test]
+fn a_reset_after_an_incoming_migration_drops_everything() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let held = Held::by(&mut machine.client);
+    let mut machine = machine.migrate(Daemon::start(share.path(), &[]));
+    machine.vmm.stop_queue(&machine.hiprio);
+    let base = machine.vmm.stop_queue(&machine.client.queue);
+    machine.vmm.vhost.reset_device().unwrap();
+    machine
+        .vmm
+        .vhost
+        .set_features(machine.vmm.features)
+        .unwrap();
+    machine.vmm.resume_queue(&machine.client.queue, base);
+    machine.client.init();
+    assert!(machine.client.getattr(held.file.nodeid).is_err());
+    assert!(machine.client.walk("a/b/file").unwrap().nodeid > held.many.nodeid);
+    machine.finish();
+}
+
+// ---- size
+
+#[test]
+fn thousands_of_inodes_and_open_files() {
+    const FILES: usize = 15_000;
+    const OPEN: usize = 2_000;
+    let share = share();
+    for directory in 0..FILES / 1000 {
+        let directory = share.path().join(format!("d{directory}"));
+        fs::create_dir(&directory).unwrap();
+        for file in 0..1000 {
+            let file = directory.join(format!("f{file}"));
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                file,
+                rustix::fs::FileType::RegularFile,
+                rustix::fs::Mode::from_raw_mode(0o644),
+                0,
+            )
+            .unwrap();
+        }
+    }
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    let mut inodes = HashMap::new();
+    for directory in 0..FILES / 1000 {
+        let directory = client.lookup(ROOT, format!("d{directory}")).unwrap().nodeid;
+        let handle = client.opendir(directory).unwrap().fh;
+        for entry in client
+            .read_whole_dir(directory, handle, 1 << 17, true)
+            .unwrap()
+        {
+            if let Some(entry) = entry.entry.filter(|entry| entry.nodeid != 0) {
+                inodes.insert(entry.nodeid, entry.attr.ino);
+            }
+        }
+        client.releasedir(directory, handle).unwrap();
+    }
+    assert_eq!(inodes.len(), FILES);
+    let open: Vec<(u64, u64)> = inodes
+        .keys()
+        .take(OPEN)
+        .map(|node| (*node, client.open(*node, libc::O_RDWR).unwrap().fh))
+        .collect();
+    let _log = machine.vmm.set_logging(true);
+    let (state, bases) = machine.save();
+    let state = state.unwrap();
+    let mut machine = machine.restore(&state, bases, Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    for (node, ino) in inodes.iter().step_by(7) {
+        assert_eq!(client.getattr(*node).unwrap().attr.ino, *ino);
+    }
+    for (node, handle) in open.iter().step_by(7) {
+        assert_eq!(client.write(*node, *handle, 0, b"x"), Ok(1));
+    }
+    machine.finish();
+}
+
+// ---- the daemon that this one takes the place of
+
+/// The daemons whose guests move here and back, by their version.
+fn references() -> Vec<(String, PathBuf)> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let made = Command::new(repository.join("tests/vm/references")).status();
+    assert!(made.unwrap().success());
+    let cache = std::env::var_os("VIRTIOFSD_TEST_CACHE").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| repository.join("target/vm"));
+    let mut found: Vec<_> = fs::read_dir(cache.join("references"))
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let version = entry.file_name().into_string().unwrap();
+            (version, entry.path().join("bin/virtiofsd"))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_guest_moves_from_the_reference_and_back() {
+    for (version, reference) in references() {
+        let share = share();
+        furnish(share.path());
+        for args in [
+            &[][..],
+            &["--migration-mode=file-handles", MAY_OPEN_HANDLES],
+            &["--migration-verify-handles", "--migration-confirm-paths"],
+            &["--inode-file-handles=never", "--writeback"],
+        ] {
+            println!("{version} {args:?}");
+            let ours = || Daemon::start(share.path(), args);
+            let theirs = || Daemon::start_binary(&reference, share.path(), args);
+            let mut machine = Machine::boot(theirs());
+            let mut held = Held::by(&mut machine.client);
+            for _ in 0..2 {
+                machine = machine.migrate(ours());
+                held.check(&mut machine.client);
+                machine = machine.migrate(theirs());
+                held.check(&mut machine.client);
+            }
+            machine = machine.migrate(ours());
+            held.check(&mut machine.client);
+            held.forget(&mut machine.client);
+            machine.finish();
+        }
+    }
+}
+
+/// Streams that reference daemons wrote of a furnished tree, after
+/// [`Held::by`]; `tests/data/README.md` says how they are made.
+const GOLDEN: [(&str, &[&str]); 3] = [
+    ("paths", &[]),
+    ("verified", &["--migration-verify-handles"]),
+    ("handles", &["--migration-mode=file-handles"]),
+];
+
+fn golden_file(version: &str, name: &str) -> PathBuf {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    data.join(format!("stream-{version}-{name}"))
+}
+
+#[test]
+fn streams_that_references_wrote_load() {
+    if std::env::var_os("VIRTIOFSD_WRITE_STREAMS").is_some() {
+        write_golden_streams();
+    }
+    for version in ["1.13.3", "1.14.0"] {
+        for (name, _) in GOLDEN {
+            let stream = fs::read(golden_file(version, name)).unwrap();
+            let share = share();
+            furnish(share.path());
+            let daemon = Daemon::start(share.path(), &["--migration-on-error=guest-error"]);
+            let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+            let loads = vmm.load_state(&stream);
+            if name == "verified" {
+                // The tree is another one, which is always an error.
+                assert!(!loads, "{version} {name}");
+                daemon.expect_log("is not the one that the source shares");
+                continue;
+            }
+            assert!(loads, "{version} {name}: {:#?}", daemon.log());
+            if name == "handles" {
+                daemon.expect_log("7 of the guest's inodes were not found");
+                continue;
+            }
+            // The numbers that reference daemons gave, in the order of look-ups.
+            let mut client = Client::new(vmm.start_queue(REQUEST));
+            assert_eq!(client.read(4, 0, 0, 20).unwrap(), b"inside a/b");
+            assert_eq!(client.read(5, 1, 0, 20).unwrap(), b"at the top");
+            assert_eq!(client.readlink(6).unwrap(), b"top");
+            assert_eq!(client.walk("a/b/file").unwrap().nodeid, 4);
+            let names = client.read_whole_dir(8, 2, 4096, false).unwrap();
+            assert_eq!(names.len(), 302);
+            client.forget(4, 5);
+            assert!(client.getattr(4).is_ok());
+            client.forget(4, 1);
+            assert!(client.getattr(4).is_err());
+        }
+    }
+}
+
+fn write_golden_streams() {
+    for (version, reference) in references() {
+        for (name, args) in GOLDEN {
+            let share = share();
+            furnish(share.path());
+            let daemon = Daemon::start_binary(&reference, share.path(), args);
+            let mut machine = Machine::boot(daemon);
+            Held::by(&mut machine.client);
+            let _log = machine.vmm.set_logging(true);
+            let (stream, _) = machine.save();
+            fs::write(golden_file(&version, name), stream.unwrap()).unwrap();
+        }
+    }
+}
