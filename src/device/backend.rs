@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::executor::{ThreadPool, ThreadPoolBuilder};
+use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
@@ -87,6 +88,9 @@ pub struct Device<F> {
     queues: Vec<Arc<Queue>>,
     serving: Arc<Serving>,
     config_space: Option<Vec<u8>>,
+    /// The way to ask the front end for something, which is never done; QEMU
+    /// complains when it is closed.
+    to_front_end: Mutex<Option<Backend>>,
     /// Numbers of the descriptors that the library waits for its end on.
     exit_events: Mutex<Vec<RawFd>>,
     migrate: Arc<dyn Migrate>,
@@ -191,6 +195,7 @@ impl<F: FileSystem> Device<F> {
                 .tag
                 .as_ref()
                 .map(|tag| config_space::bytes(tag, request_queues as u32)),
+            to_front_end: Mutex::default(),
             exit_events: Mutex::default(),
             migrate,
             transfer: StateTransfer::default(),
@@ -370,6 +375,10 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
     fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemory>) -> io::Result<()> {
         // The library swaps the map inside the object that we hold as well.
         Ok(())
+    }
+
+    fn set_backend_req_fd(&self, backend: Backend) {
+        *lock(&self.to_front_end) = Some(backend);
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
