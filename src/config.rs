@@ -49,6 +49,8 @@ pub struct Config {
     pub xattr_map: Option<Arc<[XattrRule]>>,
     /// Whether access control lists are served.
     pub posix_acl: Wanted,
+    /// Whether what is made gets the guest's security label.
+    pub security_label: Wanted,
     /// Whether the host drops set-id bits and capabilities of files that change,
     /// so that the guest need not look for them.
     pub killpriv_v2: bool,

@@ -12,17 +12,19 @@ mod common;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 use common::frontend::Config;
-use common::fuse_client::{Client, SetAttr};
+use common::fuse_client::{Answer, Client, Request, SetAttr, groups_extension, label_extension};
 use common::session::Session;
 use common::wire::{
-    FATTR_KILL_SUIDGID, OPEN_KILL_SUIDGID, ROOT, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID, init,
+    ENTRY_OUT, Encoder, Entry, FATTR_KILL_SUIDGID, OPEN_KILL_SUIDGID, ROOT, SETXATTR_ACL_KILL_SGID,
+    WRITE_KILL_SUIDGID, init, op,
 };
 
 // ---- helpers
@@ -741,4 +743,383 @@ fn rules_that_keep_lists_from_the_host_are_warned_about() {
         let daemon = session.finish();
         assert_eq!(daemon.log_count("from the host"), warnings);
     }
+}
+
+// ---- security labels
+
+/// What the label of the tests is called; the host has no use for it.
+const LABEL: &str = "security.of-the-guest";
+
+const LABELS: &[&str] = &["--security-label", "--modcaps=+sys_admin"];
+
+/// What can be made, with the length of the body in front of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Create,
+    Folder,
+    Link,
+    Fifo,
+    Socket,
+    Device,
+    File,
+}
+
+const KINDS: [Kind; 7] = [
+    Kind::Create,
+    Kind::Folder,
+    Kind::Link,
+    Kind::Fifo,
+    Kind::Socket,
+    Kind::Device,
+    Kind::File,
+];
+
+/// A request that makes something with mode 0666 (0777 for a folder).
+fn making(kind: Kind, parent: u64, name: &str, umask: u32) -> Request {
+    let node = |mode: u32, rdev| {
+        let body = Encoder::new().u32(mode | 0o666).u32(rdev).u32(umask).u32(0);
+        Request::new(op::MKNOD, parent, body.name(name))
+    };
+    match kind {
+        Kind::Create => {
+            let flags = (libc::O_CREAT | libc::O_EXCL | libc::O_RDWR).cast_unsigned();
+            let body = Encoder::new().u32(flags).u32(0o666).u32(umask).u32(0);
+            Request::new(op::CREATE, parent, body.name(name))
+        }
+        Kind::Folder => {
+            let body = Encoder::new().u32(0o777).u32(umask).name(name);
+            Request::new(op::MKDIR, parent, body)
+        }
+        Kind::Link => {
+            let body = Encoder::new().name(name).name("target");
+            Request::new(op::SYMLINK, parent, body)
+        }
+        Kind::Fifo => node(libc::S_IFIFO, 0),
+        Kind::Socket => node(libc::S_IFSOCK, 0),
+        Kind::Device => node(libc::S_IFCHR, 0x103),
+        Kind::File => node(libc::S_IFREG, 0),
+    }
+}
+
+/// Who may make such things.
+fn maker(kind: Kind) -> u32 {
+    if kind == Kind::Device { 0 } else { 1000 }
+}
+
+fn make(client: &mut Client, request: &Request) -> Answer<Entry> {
+    let body = client.call(request)?;
+    Ok(Entry::decode(&body[..ENTRY_OUT]))
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn everything_is_made_with_its_label() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    assert!(session.init.unwrap().has(init::SECURITY_CTX));
+    for kind in KINDS {
+        let name = format!("{kind:?}");
+        let request = making(kind, ROOT, &name, 0o022);
+        let request = request.extensions(label_extension(LABEL, name.as_bytes()));
+        let c = &mut session.client;
+        (c.uid, c.gid) = (maker(kind), 1001);
+        let entry = make(c, &request).unwrap();
+        (c.uid, c.gid) = (0, 0);
+        let owner = (entry.attr.uid, entry.attr.gid);
+        assert_eq!(owner, (maker(kind), 1001), "{kind:?}");
+        assert_eq!(c.lookup(ROOT, &name).unwrap().nodeid, entry.nodeid);
+        assert_eq!(
+            c.getxattr(entry.nodeid, LABEL, 100).unwrap(),
+            name.as_bytes()
+        );
+        let path = session.path(&name);
+        assert_eq!(host_value(&path, LABEL).unwrap(), name.as_bytes());
+        assert_eq!(session.stat(&name).ino(), entry.attr.ino);
+    }
+    assert_eq!(names_in(&session.path("")).len(), KINDS.len());
+    session.finish();
+}
+
+#[test]
+fn a_label_changes_nothing_else_of_what_is_made() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(&[LABELS, &["--posix-acl"]].concat());
+    for folder in ["plain", "set-gid", "listed"] {
+        fs::create_dir(session.path(folder)).unwrap();
+        std::os::unix::fs::chown(session.path(folder), None, Some(5000)).unwrap();
+        fs::set_permissions(session.path(folder), fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let set_gid = fs::Permissions::from_mode(0o2777);
+    fs::set_permissions(session.path("set-gid"), set_gid).unwrap();
+    let default = list_with_user(2000, 7);
+    set_on_host(&session.path("listed"), DEFAULT_LIST, &default);
+    for folder in ["plain", "set-gid", "listed"] {
+        let parent = session.client.walk(folder).unwrap().nodeid;
+        for kind in KINDS {
+            let c = &mut session.client;
+            (c.uid, c.gid) = (maker(kind), 1001);
+            let bare = make(c, &making(kind, parent, "bare", 0o027)).unwrap();
+            let request = making(kind, parent, "labelled", 0o027);
+            let labelled = make(c, &request.extensions(label_extension(LABEL, b"v"))).unwrap();
+            let parts = |entry: &Entry| {
+                let attr = entry.attr;
+                (attr.mode, attr.uid, attr.gid, attr.nlink, attr.rdev)
+            };
+            assert_eq!(parts(&labelled), parts(&bare), "{folder} {kind:?}");
+            let paths = ["bare", "labelled"].map(|name| session.path(format!("{folder}/{name}")));
+            for list in [ACCESS_LIST, DEFAULT_LIST] {
+                let lists = paths.each_ref().map(|path| host_value(path, list));
+                assert_eq!(lists[0], lists[1], "{folder} {kind:?}");
+            }
+            let c = &mut session.client;
+            (c.uid, c.gid) = (0, 0);
+            for name in ["bare", "labelled"] {
+                match kind {
+                    Kind::Folder => c.rmdir(parent, name).unwrap(),
+                    _ => c.unlink(parent, name).unwrap(),
+                }
+            }
+        }
+    }
+    session.finish();
+}
+
+#[test]
+fn nobody_finds_a_name_without_its_label() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    let folder = session.path("");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut seen = 0;
+            while !done.load(Ordering::Acquire) {
+                for name in names_in(&folder) {
+                    if !name.starts_with(".virtiofsd-") {
+                        seen += 1;
+                        let label = host_value(&folder.join(&name), LABEL);
+                        assert!(label.is_some(), "{name} has no label");
+                        // Each is looked at once, when it is new.
+                        let _ = fs::remove_file(folder.join(&name));
+                        let _ = fs::remove_dir(folder.join(&name));
+                    }
+                }
+            }
+            seen
+        });
+        for n in 0..50 {
+            for kind in KINDS {
+                let request = making(kind, ROOT, &format!("{kind:?}{n}"), 0);
+                let request = request.extensions(label_extension(LABEL, b"v"));
+                // Whether it is still there when it is looked up is chance.
+                let _ = make(&mut session.client, &request);
+            }
+        }
+        done.store(true, Ordering::Release);
+        assert!(watcher.join().unwrap() > 0);
+    });
+    session.finish();
+}
+
+#[test]
+fn what_cannot_be_labelled_is_not_made() {
+    if !is_root() {
+        return;
+    }
+    let map = "--xattrmap=:bad:client:security.secret::                :unsupported:client:security.odd:: :ok:all:::";
+    let mut session = Session::new(&[LABELS, &[map]].concat());
+    let long = format!("security.{}", "x".repeat(300));
+    for (name, label, errno) in [
+        ("security.secret", &b"v"[..], libc::EPERM),
+        ("security.odd", b"v", libc::ENOTSUP),
+        ("no-such-namespace.x", b"v", libc::ENOTSUP),
+        (&long, b"v", libc::ERANGE),
+        ("security.capability", b"no capability", libc::EINVAL),
+    ] {
+        for kind in KINDS {
+            let fds = session.daemon.open_fds();
+            let request = making(kind, ROOT, "x", 0).extensions(label_extension(name, label));
+            let refused = make(&mut session.client, &request);
+            assert_eq!(refused.unwrap_err(), errno, "{kind:?} with {name}");
+            assert_eq!(names_in(&session.path("")), [""; 0], "{kind:?} with {name}");
+            assert_eq!(session.daemon.open_fds(), fds, "{kind:?} with {name}");
+        }
+    }
+    // The next request is not in anyone else's name.
+    let made = session.client.mkdir(ROOT, "d", 0o755, 0).unwrap();
+    assert_eq!((made.attr.uid, made.attr.gid), (0, 0));
+    session.finish();
+}
+
+#[test]
+fn a_name_that_exists_keeps_its_label() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    session.put("x", "text");
+    set_on_host(&session.path("x"), LABEL, b"first");
+    for kind in KINDS {
+        let request = making(kind, ROOT, "x", 0).extensions(label_extension(LABEL, b"second"));
+        let refused = make(&mut session.client, &request);
+        assert_eq!(refused.unwrap_err(), libc::EEXIST, "{kind:?}");
+    }
+    // Without O_EXCL it is opened.
+    let flags = (libc::O_CREAT | libc::O_RDONLY).cast_unsigned();
+    let body = Encoder::new().u32(flags).u32(0o600).u32(0).u32(0).name("x");
+    let request = Request::new(op::CREATE, ROOT, body);
+    let request = request.extensions(label_extension(LABEL, b"second"));
+    let opened = make(&mut session.client, &request).unwrap();
+    assert_eq!(opened.attr.ino, session.stat("x").ino());
+    assert_eq!(host_value(&session.path("x"), LABEL).unwrap(), b"first");
+    assert_eq!(names_in(&session.path("")), ["x"]);
+    session.finish();
+}
+
+#[test]
+fn labelled_things_leave_no_descriptor() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    let fds = session.daemon.open_fds();
+    for n in 0..50 {
+        for kind in KINDS {
+            let request = making(kind, ROOT, &format!("{kind:?}{n}"), 0);
+            let request = request.extensions(label_extension(LABEL, b"v"));
+            let c = &mut session.client;
+            let body = c.call(&request).unwrap();
+            let node = Entry::decode(&body[..ENTRY_OUT]).nodeid;
+            if kind == Kind::Create {
+                let fh = u64::from_le_bytes(body[ENTRY_OUT..ENTRY_OUT + 8].try_into().unwrap());
+                c.release(node, fh).unwrap();
+            }
+            c.forget(node, 1);
+        }
+    }
+    // An answer comes after all that was asked before.
+    session.client.getattr(ROOT).unwrap();
+    assert_eq!(session.daemon.open_fds(), fds);
+    session.finish();
+}
+
+#[test]
+fn a_labelled_file_is_opened_as_it_was_asked_for() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    for (access, reads, writes) in [
+        (libc::O_RDONLY, true, false),
+        (libc::O_WRONLY, false, true),
+        (libc::O_RDWR, true, true),
+    ] {
+        let name = format!("f{access}");
+        let flags = (libc::O_CREAT | access).cast_unsigned();
+        // Its mode allows nothing, which the one who makes it does not feel.
+        let body = Encoder::new().u32(flags).u32(0).u32(0).u32(0).name(&name);
+        let request = Request::new(op::CREATE, ROOT, body);
+        let request = request.extensions(label_extension(LABEL, b"v"));
+        let c = &mut session.client;
+        (c.uid, c.gid) = (1000, 1000);
+        let body = c.call(&request).unwrap();
+        (c.uid, c.gid) = (0, 0);
+        let node = Entry::decode(&body[..ENTRY_OUT]).nodeid;
+        let fh = u64::from_le_bytes(body[ENTRY_OUT..ENTRY_OUT + 8].try_into().unwrap());
+        let refused = Err(libc::EBADF);
+        let written = c.write(node, fh, 0, b"text");
+        assert_eq!(written, if writes { Ok(4) } else { refused });
+        let read = c.read(node, fh, 0, 4).map(drop);
+        assert_eq!(read, if reads { Ok(()) } else { Err(libc::EBADF) });
+        assert_eq!(session.perm(&name), 0);
+    }
+    session.finish();
+}
+
+#[test]
+fn a_label_goes_through_the_map_and_beside_a_group() {
+    if !is_root() {
+        return;
+    }
+    let map = "--xattrmap=:map:security.:user.guest.:";
+    let mut session = Session::new(&["--security-label=auto", map]);
+    fs::create_dir(session.path("d")).unwrap();
+    std::os::unix::fs::chown(session.path("d"), None, Some(3000)).unwrap();
+    fs::set_permissions(session.path("d"), fs::Permissions::from_mode(0o770)).unwrap();
+    let c = &mut session.client;
+    let d = c.walk("d").unwrap().nodeid;
+    (c.uid, c.gid) = (1000, 1000);
+    let label = label_extension("security.x", b"v");
+    let group = groups_extension(&[3000]);
+    for (name, extensions) in [
+        ("a", [label.clone(), group.clone()].concat()),
+        ("b", [group, label].concat()),
+    ] {
+        let request = making(Kind::Create, d, name, 0).extensions(extensions);
+        make(c, &request).unwrap();
+    }
+    for name in ["d/a", "d/b"] {
+        let label = host_value(&session.path(name), "user.guest.security.x");
+        assert_eq!(label.unwrap(), b"v");
+    }
+    session.finish();
+}
+
+#[test]
+fn kernels_before_6_3_send_the_label_without_saying_so() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    for kind in KINDS {
+        let name = format!("{kind:?}");
+        let mut request = making(kind, ROOT, &name, 0);
+        request.body.extend(label_extension(LABEL, b"v"));
+        make(&mut session.client, &request).unwrap();
+        assert_eq!(host_value(&session.path(&name), LABEL).unwrap(), b"v");
+        // What says that there is none.
+        let mut request = making(kind, ROOT, &format!("{name}-bare"), 0);
+        request.body.extend([8, 0, 0, 0, 0, 0, 0, 0]);
+        make(&mut session.client, &request).unwrap();
+        let mut request = making(kind, ROOT, "nonsense", 0);
+        request.body.extend([1, 2, 3]);
+        assert_eq!(
+            make(&mut session.client, &request).unwrap_err(),
+            libc::EINVAL
+        );
+    }
+    assert_eq!(names_in(&session.path("")).len(), 2 * KINDS.len());
+    session.finish();
+}
+
+#[test]
+fn labels_that_nobody_asked_for_are_not_stored() {
+    let mut session = Session::new(&["--xattr"]);
+    assert!(!session.init.unwrap().has(init::SECURITY_CTX));
+    let request = making(Kind::Folder, ROOT, "d", 0).extensions(label_extension("user.x", b"v"));
+    make(&mut session.client, &request).unwrap();
+    assert_eq!(host_value(&session.path("d"), "user.x"), None);
+    session.finish();
+    let mut session = Session::before_init(&["--security-label"], &Config::default());
+    let offered = init::LINUX & !init::SECURITY_CTX;
+    let refused = session.client.init_with(7, 39, offered);
+    assert_eq!(refused.unwrap_err(), libc::EPROTO);
+    session.finish();
+    let mut session = Session::before_init(&["--security-label=auto"], &Config::default());
+    session.client.init_with(7, 39, offered).unwrap();
+    assert_eq!(session.finish().log_count("--security-label"), 1);
 }

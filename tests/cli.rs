@@ -536,27 +536,10 @@ fn translations_that_overlap_are_both_named_before_anything_is_made() {
 #[test]
 fn an_option_that_is_still_to_come_is_refused() {
     let place = Place::new();
-    for (arguments, name) in [
-        (&["--security-label"][..], "--security-label"),
-        (&["--security-label=auto"], "--security-label"),
-        (
-            &["--inode-file-handles=mandatory"],
-            "--inode-file-handles=mandatory",
-        ),
-    ] {
-        place
-            .refused(arguments)
-            .is_failure(&format!("this version does not have yet: {name} ("));
-    }
+    place
+        .refused(&["--inode-file-handles=mandatory"])
+        .is_failure("this version does not have yet: --inode-file-handles=mandatory (");
     assert_eq!(place.names(), ["share"]);
-}
-
-#[test]
-fn all_that_is_still_to_come_is_named_in_one_line() {
-    let place = Place::new();
-    let refusal = place.refused(&["--security-label", "--inode-file-handles=mandatory"]);
-    refusal.is_failure("--security-label (");
-    refusal.is_failure("--inode-file-handles=mandatory (");
 }
 
 #[test]

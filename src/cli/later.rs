@@ -7,7 +7,7 @@
 use anyhow::bail;
 
 use super::Options;
-use super::options::{FileHandles, Negotiation};
+use super::options::FileHandles;
 
 /// An option that is not there yet.
 struct Later {
@@ -19,18 +19,11 @@ struct Later {
     instead: &'static str,
 }
 
-const TABLE: &[Later] = &[
-    Later {
-        option: "--security-label",
-        is_asked: |o| o.security_label != Negotiation::Never,
-        instead: "leave it out, and label new files from the guest with --xattr",
-    },
-    Later {
-        option: "--inode-file-handles=mandatory",
-        is_asked: |o| o.inode_file_handles == FileHandles::Mandatory,
-        instead: "use prefer, with which descriptors are held",
-    },
-];
+const TABLE: &[Later] = &[Later {
+    option: "--inode-file-handles=mandatory",
+    is_asked: |o| o.inode_file_handles == FileHandles::Mandatory,
+    instead: "use prefer, with which descriptors are held",
+}];
 
 /// Refuses to start with an option that is still to come.
 ///

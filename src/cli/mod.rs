@@ -282,6 +282,7 @@ impl Options {
             xattr: self.xattr || xattr_is_implied,
             xattr_map: self.xattrmap.clone(),
             posix_acl: self.posix_acl.into(),
+            security_label: self.security_label.into(),
             killpriv_v2: self.killpriv_v2,
             posix_lock: self.posix_lock,
             flock: self.flock,

@@ -221,4 +221,6 @@ wire! {
     Dirent: 24 { ino: u64, off: u64, namelen: u32, kind: u32 }
     /// `fuse_ext_header`: in front of each extension.
     ExtHeader: 8 { size: u32, kind: u32 }
+    /// `fuse_secctx`: a name, its NUL and `size` bytes of label follow.
+    SecurityContext: 8 { size: u32, padding: u32 }
 }

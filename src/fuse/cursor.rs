@@ -84,6 +84,11 @@ impl<'a> Cursor<'a> {
         Name::new(self.take_c_str()?)
     }
 
+    /// Takes all that is left.
+    pub fn take_rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()

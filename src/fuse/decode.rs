@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::XATTR_SIZE_MAX;
 use super::abi;
 use super::cursor::Cursor;
-use super::extensions::decode_extensions;
+use super::extensions::{Extensions, decode_extensions};
 use super::flags;
 use super::op::{
     CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, LockArgs, LockKind, LockOwner,
@@ -78,12 +78,12 @@ pub fn decode<'a>(
         Opcode::Symlink => Op::Symlink(SymlinkArgs {
             name: cursor.take_name()?,
             target: cursor.take_c_str()?,
-            extensions: decode_extensions(extensions)?,
+            extensions: extensions_of(&mut cursor, extensions, features)?,
         }),
         Opcode::Mknod => {
             let args: abi::MknodIn = cursor.take()?;
             let name = cursor.take_name()?;
-            let extensions = decode_extensions(extensions)?;
+            let extensions = extensions_of(&mut cursor, extensions, features)?;
             Op::Mknod(MknodArgs {
                 name,
                 mode: args.mode,
@@ -95,7 +95,7 @@ pub fn decode<'a>(
         Opcode::Mkdir => {
             let args: abi::MkdirIn = cursor.take()?;
             let name = cursor.take_name()?;
-            let extensions = decode_extensions(extensions)?;
+            let extensions = extensions_of(&mut cursor, extensions, features)?;
             Op::Mkdir(MkdirArgs {
                 name,
                 mode: args.mode,
@@ -189,7 +189,7 @@ pub fn decode<'a>(
         Opcode::Create => {
             let args: abi::CreateIn = cursor.take()?;
             let name = cursor.take_name()?;
-            let extensions = decode_extensions(extensions)?;
+            let extensions = extensions_of(&mut cursor, extensions, features)?;
             Op::Create(CreateArgs {
                 name,
                 open: open(args.flags, args.open_flags),
@@ -227,6 +227,21 @@ fn split_extensions<'a>(
         .checked_sub(extension_len)
         .ok_or(Malformed::Short)?;
     body.split_at_checked(middle).ok_or(Malformed::Short)
+}
+
+/// Reads the extensions of a request that makes something.
+///
+/// Linux before 6.3 does not say how long they are: the only one that it knows,
+/// the security context, lies behind the names without further notice.
+fn extensions_of<'a>(
+    cursor: &mut Cursor<'a>,
+    extensions: &'a [u8],
+    features: u64,
+) -> Result<Extensions<'a>, Malformed> {
+    if extensions.is_empty() && features & flags::init::SECURITY_CTX != 0 {
+        return decode_extensions(cursor.take_rest());
+    }
+    decode_extensions(extensions)
 }
 
 /// The host counts offsets in a signed number: one that does not fit is refused.

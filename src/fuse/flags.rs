@@ -42,6 +42,8 @@ pub mod init {
     pub const SETXATTR_EXT: u64 = 1 << 29;
     /// `flags2` is valid, and the request is 64 bytes long.
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Creating requests carry the security label of what they make.
+    pub const SECURITY_CTX: u64 = 1 << 32;
     /// Creating requests carry the supplementary group that matters.
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
     /// Files with `DIRECT_IO` may be mapped shared.

@@ -84,7 +84,7 @@ pub struct MknodArgs<'a> {
     /// The caller's umask; applied already unless `DONT_MASK` was agreed on.
     pub umask: u32,
     /// Extensions of the request.
-    pub extensions: Extensions,
+    pub extensions: Extensions<'a>,
 }
 
 /// Arguments of MKDIR.
@@ -97,7 +97,7 @@ pub struct MkdirArgs<'a> {
     /// As in [`MknodArgs`].
     pub umask: u32,
     /// Extensions of the request.
-    pub extensions: Extensions,
+    pub extensions: Extensions<'a>,
 }
 
 /// Arguments of SYMLINK.
@@ -108,7 +108,7 @@ pub struct SymlinkArgs<'a> {
     /// What the link says; any bytes.
     pub target: &'a CStr,
     /// Extensions of the request.
-    pub extensions: Extensions,
+    pub extensions: Extensions<'a>,
 }
 
 /// Arguments of RENAME and RENAME2.
@@ -145,7 +145,7 @@ pub struct CreateArgs<'a> {
     /// As in [`MknodArgs`].
     pub umask: u32,
     /// Extensions of the request.
-    pub extensions: Extensions,
+    pub extensions: Extensions<'a>,
 }
 
 /// Arguments of READ, READDIR and READDIRPLUS.

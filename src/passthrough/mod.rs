@@ -16,6 +16,7 @@ mod id_map;
 mod inode;
 mod inode_store;
 mod io;
+mod label;
 mod lock;
 mod lookup;
 mod migrate;
@@ -175,7 +176,7 @@ impl Passthrough {
     }
 
     /// Makes the calling thread act as the guest's user until the guard drops.
-    fn act_as(&self, who: &Caller, extensions: &Extensions) -> Result<AsGuest<'_>> {
+    fn act_as(&self, who: &Caller, extensions: &Extensions<'_>) -> Result<AsGuest<'_>> {
         // An access control list may grant what that one group does not.
         let named = self.has(features::CREATE_SUPP_GROUP) && !self.has(features::POSIX_ACL);
         let overriding = if named {

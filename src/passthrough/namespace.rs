@@ -16,26 +16,36 @@ use crate::fuse::op::{Caller, MkdirArgs, MknodArgs, RenameArgs, SymlinkArgs};
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 
+/// What every request says that makes something.
+struct New<'a> {
+    name: Name<'a>,
+    umask: u32,
+    extensions: Extensions<'a>,
+}
+
 impl Passthrough {
     /// Makes something in a directory as the guest's user and looks it up.
     fn make(
         &self,
         who: &Caller,
         parent: NodeId,
-        name: Name<'_>,
-        extensions: &Extensions,
-        umask: u32,
+        new: &New<'_>,
         call: impl FnOnce(&Node, &CStr) -> Result<()>,
     ) -> Result<Entry> {
         let parent = self.node(parent)?;
+        let name = new.name.as_c_str();
         // Without a descriptor for the new node nothing is made.
         let place = self.budget.reserve()?;
-        {
-            let _as_guest = self.act_as(who, extensions)?;
-            let _masked = self.masked_by(umask)?;
-            call(&parent, name.as_c_str())?;
+        let make = |name: &CStr| {
+            let _as_guest = self.act_as(who, &new.extensions)?;
+            let _masked = self.masked_by(new.umask)?;
+            call(&parent, name)
+        };
+        match self.label_of(&new.extensions)? {
+            None => make(name)?,
+            Some(label) => self.make_labelled(&parent, name, &label, make)?,
         }
-        self.look_up_new(&parent, name.as_c_str(), place)
+        self.look_up_new(&parent, name, place)
     }
 
     /// MKDIR.
@@ -46,14 +56,14 @@ impl Passthrough {
         args: &MkdirArgs<'_>,
     ) -> Result<Entry> {
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        self.make(
-            who,
-            parent,
-            args.name,
-            &args.extensions,
-            args.umask,
-            |parent, name| rustix::fs::mkdirat(parent, name, mode),
-        )
+        let new = New {
+            name: args.name,
+            umask: args.umask,
+            extensions: args.extensions,
+        };
+        self.make(who, parent, &new, |parent, name| {
+            rustix::fs::mkdirat(parent, name, mode)
+        })
     }
 
     /// MKNOD.
@@ -72,16 +82,14 @@ impl Passthrough {
         }
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let (major, minor) = decode_device(args.rdev);
-        self.make(
-            who,
-            parent,
-            args.name,
-            &args.extensions,
-            args.umask,
-            |parent, name| {
-                rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
-            },
-        )
+        let new = New {
+            name: args.name,
+            umask: args.umask,
+            extensions: args.extensions,
+        };
+        self.make(who, parent, &new, |parent, name| {
+            rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
+        })
     }
 
     /// SYMLINK.
@@ -91,14 +99,14 @@ impl Passthrough {
         parent: NodeId,
         args: &SymlinkArgs<'_>,
     ) -> Result<Entry> {
-        self.make(
-            who,
-            parent,
-            args.name,
-            &args.extensions,
-            0,
-            |parent, name| rustix::fs::symlinkat(args.target, parent, name),
-        )
+        let new = New {
+            name: args.name,
+            umask: 0,
+            extensions: args.extensions,
+        };
+        self.make(who, parent, &new, |parent, name| {
+            rustix::fs::symlinkat(args.target, parent, name)
+        })
     }
 
     /// LINK: another name for a node that the guest holds.

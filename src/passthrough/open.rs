@@ -1,5 +1,6 @@
 //! Opening and creating files, and what the guest may cache of them.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
@@ -127,10 +128,15 @@ impl Passthrough {
         let flags = (self.host_flags(args.open.flags) - OFlags::TRUNC) | exclusive;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let places = (self.budget.reserve()?, self.budget.reserve()?);
-        let created = {
+        let create = |name: &CStr, flags| {
             let _as_guest = self.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;
-            rustix::fs::openat(&parent, args.name.as_c_str(), flags, mode)
+            rustix::fs::openat(&parent, name, flags, mode)
+        };
+        let name = args.name.as_c_str();
+        let created = match self.label_of(&args.extensions)? {
+            None => create(name, flags),
+            Some(label) => self.make_labelled_file(&parent, name, &label, flags, create),
         };
         match created {
             Ok(file) => self.enter_created(&parent, args, (file, flags), places),
@@ -150,8 +156,12 @@ impl Passthrough {
         (file, flags): (OwnedFd, OFlags),
         places: (super::fd_budget::Place, super::fd_budget::Place),
     ) -> Result<(Entry, Opened)> {
-        let entered = identify(file.as_fd())
-            .and_then(|found| Ok((found, self.reopen(file.as_fd(), OFlags::PATH)?)));
+        let entered = identify(file.as_fd()).and_then(|found| {
+            let file = (file.as_fd(), &found);
+            let name = args.name.as_c_str();
+            let path = self.path_of_created(parent, name, &args.extensions, file)?;
+            Ok((found, path))
+        });
         let (found, path) = match entered {
             Ok(entered) => entered,
             Err(errno) => {

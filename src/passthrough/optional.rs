@@ -25,13 +25,19 @@ struct Optional {
     since: &'static str,
 }
 
-fn all(config: &Config) -> [Optional; 2] {
+fn all(config: &Config) -> [Optional; 3] {
     [
         Optional {
             option: "--posix-acl",
             wanted: config.posix_acl,
             bits: POSIX_ACL,
             since: "5.11, built with FUSE_FS and FS_POSIX_ACL",
+        },
+        Optional {
+            option: "--security-label",
+            wanted: config.security_label,
+            bits: features::SECURITY_CTX,
+            since: "5.17",
         },
         Optional {
             option: "--killpriv-v2",

@@ -75,7 +75,7 @@ impl Passthrough {
     }
 
     /// What the host calls an attribute of the guest.
-    fn host_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
+    pub(super) fn host_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
         if self.is_hidden(name.to_bytes()) {
             return Err(Errno::NOTSUP);
         }

@@ -1047,6 +1047,16 @@ pub fn release_in(fh: u64) -> Encoder {
     Encoder::new().u64(fh).u32(0).u32(0).u64(0)
 }
 
+/// The extension that gives a label to what a request makes.
+pub fn label_extension(name: &str, label: &[u8]) -> Vec<u8> {
+    let len = (8 + 8 + name.len() + 1 + label.len()).next_multiple_of(8);
+    let head = Encoder::new().u32(u32::try_from(len).unwrap()).u32(1);
+    let context = head.u32(u32::try_from(label.len()).unwrap()).u32(0);
+    let mut encoder = context.name(name).bytes(label);
+    encoder.0.resize(len, 0);
+    encoder.0
+}
+
 /// The extension that names a supplementary group for a create request.
 pub fn groups_extension(groups: &[u32]) -> Vec<u8> {
     let len = (12 + 4 * groups.len()).next_multiple_of(8);
