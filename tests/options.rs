@@ -187,6 +187,23 @@ fn direct_io_on_the_host_needs_an_option() {
 }
 
 #[test]
+fn the_guests_cache_may_write_parts_of_blocks_through_a_direct_handle() {
+    for options in [
+        &["--allow-direct-io"][..],
+        &["--allow-direct-io", "--writeback"],
+    ] {
+        let mut session = Session::new(options);
+        session.put("f", "0123456789");
+        let c = &mut session.client;
+        let f = c.walk("f").unwrap().nodeid;
+        let open = c.open(f, libc::O_WRONLY | libc::O_DIRECT).unwrap();
+        assert_eq!(c.write_cached(f, open.fh, 3, b"abc"), Ok(3));
+        assert_eq!(session.get("f"), b"012abc6789");
+        session.finish();
+    }
+}
+
+#[test]
 fn access_times_are_kept_with_an_option_only() {
     let flags = libc::O_RDONLY | libc::O_NOATIME;
     assert_eq!(flags_after_open(&[], flags) & libc::O_NOATIME, 0);

@@ -33,6 +33,8 @@ pub struct Handle {
     is_writable: bool,
     /// Whether reads and writes go to the disk itself.
     is_synchronous: bool,
+    /// Whether they have to be whole blocks (`O_DIRECT`).
+    is_direct: bool,
     /// Whether the host was seen to refuse `RWF_NOWAIT`.
     refuses_nowait: AtomicBool,
     /// The position, for a directory.
@@ -48,6 +50,7 @@ impl Handle {
             kind,
             is_writable: flags & OFlags::ACCMODE != OFlags::RDONLY,
             is_synchronous: flags.intersects(OFlags::DIRECT | OFlags::DSYNC | OFlags::SYNC),
+            is_direct: flags.contains(OFlags::DIRECT),
             refuses_nowait: AtomicBool::new(false),
             stream: None,
         }
@@ -61,6 +64,7 @@ impl Handle {
             kind: Kind::Other,
             is_writable: false,
             is_synchronous: false,
+            is_direct: false,
             refuses_nowait: AtomicBool::new(false),
             stream: Some(Mutex::new(DirStream::new())),
         }
@@ -79,6 +83,11 @@ impl Handle {
     /// Whether reads and writes go to the disk itself.
     pub fn is_synchronous(&self) -> bool {
         self.is_synchronous
+    }
+
+    /// Whether reads and writes have to be whole blocks (`O_DIRECT`).
+    pub fn is_direct(&self) -> bool {
+        self.is_direct
     }
 
     /// Whether the host was seen to refuse `RWF_NOWAIT`.

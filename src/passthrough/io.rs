@@ -114,9 +114,17 @@ impl Passthrough {
         let flags = if appends { RWF_APPEND } else { 0 };
         let set_id = SetId::dropped_if(args.write_flags & write::KILL_SUIDGID != 0);
         let _as_writer = self.drop_privileges_of(file.as_fd(), set_id)?;
+        // The guest's page cache writes through any handle that it finds, and the
+        // end of a file is seldom the end of a block.
+        let buffered = if from_cache && file.is_direct() {
+            Some(self.reopen(file.as_fd(), OFlags::WRONLY)?)
+        } else {
+            None
+        };
+        let to = buffered.as_ref().map_or_else(|| file.as_fd(), AsFd::as_fd);
         let mut written = 0;
         while !from.is_empty() {
-            match from.write_to(file.as_fd(), args.offset + u64::from(written), flags) {
+            match from.write_to(to, args.offset + u64::from(written), flags) {
                 Ok(0) if from_cache => return Err(Errno::IO.into()),
                 Ok(0) => break,
                 Ok(n) => written += n as u32,
