@@ -324,28 +324,6 @@ fn parallel_writers_over_four_queues() {
 }
 
 #[test]
-fn what_fio_writes_it_reads_back() {
-    for kernel in KERNELS {
-        for daemon in ["--cache=auto", "--writeback"] {
-            let share = new_share();
-            Guest::new(kernel)
-                .daemon(&[daemon])
-                .case(share.path(), "fio.sh", &["0"]);
-        }
-    }
-}
-
-#[test]
-fn what_fio_writes_with_direct_io_it_reads_back() {
-    for kernel in KERNELS {
-        let share = new_share();
-        Guest::new(kernel)
-            .daemon(&["--allow-direct-io"])
-            .case(share.path(), "fio.sh", &["1"]);
-    }
-}
-
-#[test]
 fn a_directory_of_100_000_files() {
     let share = new_share();
     host(

@@ -1,6 +1,7 @@
 //! A daemon over a folder of its own, with a guest that has mounted it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -33,12 +34,26 @@ impl Session {
         session
     }
 
+    /// Over a folder that is there already.
+    pub fn over(dir: TempDir, args: &[&str]) -> Self {
+        let mut session = Self::over_before_init(dir, args, &Config::default());
+        session.init = Some(session.client.init());
+        session
+    }
+
     /// Queues run, but INIT was not sent.
     pub fn before_init(args: &[&str], config: &Config) -> Self {
         let dir = TempDir::with_prefix("virtiofsd-share-").unwrap();
+        Self::over_before_init(dir, args, config)
+    }
+
+    fn over_before_init(dir: TempDir, args: &[&str], config: &Config) -> Self {
         // Everyone may do everything, so that a request as an ordinary user
         // fails for its own reason only.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let everyone = fs::Permissions::from_mode(0o777);
+        if let Err(error) = fs::set_permissions(dir.path(), everyone) {
+            assert_eq!(error.kind(), ErrorKind::ReadOnlyFilesystem);
+        }
         let daemon = Daemon::start(dir.path(), args);
         let mut vmm = Vmm::connect(daemon.socket(), config);
         let hiprio = vmm.start_queue(HIPRIO);
