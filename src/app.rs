@@ -8,6 +8,8 @@
 //! 5. Rights are given up: groups, capabilities, and system calls at last. No
 //!    thread is started before it has no more than it needs.
 
+mod check;
+
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -61,6 +63,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     let adopted = options.fd.map(adopt_listener);
     logging::init(options.effective_log_level(), options.syslog);
+    if options.check {
+        return check::run(&options, adopted);
+    }
 
     let settings = options.settings()?;
     let kept = Kept::with(&settings.modcaps.add, &settings.modcaps.remove)?;
@@ -82,12 +87,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         None => None,
         Some(path) => Some(SocketPlace::find("--metrics-socket", path, None)?),
     };
-    let needs = Needs {
-        thread_pool_size: settings.thread_pool_size.unwrap_or(0),
-        request_queues: settings.num_request_queues,
-    };
     let adopted = adopted.transpose()?;
-    let guest_descriptors = limits::limit_open_files(settings.rlimit_nofile, needs)?;
+    let guest_descriptors = limits::limit_open_files(settings.rlimit_nofile, needs(&settings))?;
 
     let mut manager = Manager::from_environment();
     let signals = Held::hold()?;
@@ -143,6 +144,13 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     );
     manager.is_stopping();
     result.map(|()| ExitCode::SUCCESS)
+}
+
+fn needs(settings: &Settings) -> Needs {
+    Needs {
+        thread_pool_size: settings.thread_pool_size.unwrap_or(0),
+        request_queues: settings.num_request_queues,
+    }
 }
 
 fn sandbox(settings: &Settings) -> anyhow::Result<Option<Sandbox>> {

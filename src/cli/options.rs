@@ -249,6 +249,11 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Limits and logging")]
     pub slow_request_ms: Option<u32>,
 
+    /// Try the start, say what would be used and what is missing, make nothing
+    /// and end, with status 1 if something is missing.
+    #[arg(long, help_heading = "Limits and logging")]
+    pub check: bool,
+
     /// Print what this program can do, in JSON for management software.
     #[arg(long, help_heading = "Limits and logging")]
     pub print_capabilities: bool,

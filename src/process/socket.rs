@@ -141,11 +141,35 @@ impl SocketPlace {
         listener
     }
 
-    /// Makes a socket that nobody but the owner may use, without a pid file.
+    /// Refuses where another daemon uses the place; changes nothing. A daemon that
+    /// starts at this very moment may take the question for another daemon.
     ///
     /// # Errors
-    /// When it cannot be made, or somebody answers there.
-    pub fn listen_privately(&self, files: &OwnFiles) -> anyhow::Result<UnixListener> {
+    /// When it is in use, or cannot be looked at.
+    pub fn is_free(&self) -> anyhow::Result<()> {
+        let mut name = self.name.clone();
+        name.push(".pid");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let lock = match openat(&self.folder, &name, flags, Mode::empty()) {
+            Ok(file) => flock(file, FlockOperation::NonBlockingLockShared),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match lock {
+            Ok(()) => Ok(()),
+            Err(Errno::AGAIN) => bail!(
+                "another daemon uses this socket; stop it, or choose another {}",
+                self.option
+            ),
+            Err(error) => Err(error).context("cannot look at the pid file beside it"),
+        }
+    }
+
+    /// Refuses where another process answers at the place.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn nobody_answers(&self) -> anyhow::Result<()> {
         if UnixStream::connect(&self.path).is_ok() {
             bail!(
                 "{} {}: another process uses this socket; choose another path",
@@ -153,6 +177,15 @@ impl SocketPlace {
                 self.path.display()
             );
         }
+        Ok(())
+    }
+
+    /// Makes a socket that nobody but the owner may use, without a pid file.
+    ///
+    /// # Errors
+    /// When it cannot be made, or somebody answers there.
+    pub fn listen_privately(&self, files: &OwnFiles) -> anyhow::Result<UnixListener> {
+        self.nobody_answers()?;
         let mut files = files.lock();
         let previous = umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
         let listener = self.make_socket(&mut files);
