@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::fuse::abi::{Attr, FileLock, StatfsOut};
+use crate::fuse::abi::{Attr, FileLock, StatfsOut, StatxOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, LockArgs, LockOwner, MkdirArgs,
-    MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, IoctlArgs, LockArgs, LockOwner,
+    MkdirArgs, MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, StatxArgs,
+    SymlinkArgs, TmpfileArgs, WriteArgs,
 };
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
@@ -170,6 +171,16 @@ pub trait FileSystem: Send + Sync + 'static {
         parent: NodeId,
         args: &CreateArgs<'_>,
     ) -> Result<(Entry, Opened)>;
+    /// Makes a file without a name, which LINK may give it later.
+    fn tmpfile(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &TmpfileArgs<'_>,
+    ) -> Result<(Entry, Opened)>;
+    fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut>;
+    /// What the command gives back, at most as much as there is room for.
+    fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>>;
     /// Reads as much as there is room for in `into`.
     fn read(
         &self,

@@ -34,6 +34,12 @@ struct Things {
     link: u64,
 }
 
+/// Body of GETLK, SETLK and SETLKW: ten bytes, exclusively.
+fn lock_in(fh: u64) -> Encoder {
+    let range = Encoder::new().u64(fh).u64(1).u64(0).u64(9);
+    range.u32(libc::F_WRLCK as u32).u32(1).u64(0)
+}
+
 fn things(session: &mut Session) -> Things {
     session.put("file", "text");
     fs::create_dir(session.path("dir")).unwrap();
@@ -122,6 +128,30 @@ fn one_of_each(t: &Things) -> Vec<Request> {
         ),
         Request::new(op::INTERRUPT, 0, e().u64(2)),
         Request::new(op::IOCTL, t.file, e().u64(t.file_fh).u64(0).u64(0).u64(0)).space(16),
+        Request::new(
+            op::IOCTL,
+            t.file,
+            e().u64(t.file_fh)
+                .u32(0)
+                .u32(0x4008_6602)
+                .u64(0)
+                .u32(4)
+                .u32(0)
+                .u32(0),
+        )
+        .space(16),
+        Request::new(op::GETLK, t.file, lock_in(t.file_fh)),
+        Request::new(op::SETLK, t.file, lock_in(t.file_fh)),
+        Request::new(op::SETLKW, t.file, lock_in(t.file_fh)),
+        Request::new(
+            op::TMPFILE,
+            t.dir,
+            e().u32((libc::O_RDWR | libc::O_TMPFILE) as u32)
+                .u32(0o644)
+                .u64(0)
+                .name("/"),
+        ),
+        Request::new(op::STATX, t.file, e().u64(0).u64(0).u32(0).u32(0xfff)),
         Request::new(
             op::BATCH_FORGET,
             0,

@@ -199,6 +199,50 @@ wire! {
     }
     /// `fuse_interrupt_in`.
     InterruptIn: 8 { unique: u64 }
+    /// `fuse_ioctl_in`: the argument follows, `in_size` bytes of it.
+    IoctlIn: 32 {
+        fh: u64,
+        flags: u32,
+        cmd: u32,
+        arg: u64,
+        in_size: u32,
+        out_size: u32,
+    }
+    /// `fuse_ioctl_out`: the argument as it is then follows.
+    IoctlOut: 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
+    /// `fuse_statx_in`.
+    StatxIn: 24 { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32 }
+    /// `fuse_sx_time`.
+    StatxTime: 16 { seconds: i64, nanoseconds: u32, reserved: i32 }
+    /// `fuse_statx_out` with its `fuse_statx`.
+    StatxOut: 288 {
+        attr_valid: u64,
+        attr_valid_nsec: u32,
+        flags: u32,
+        spare: [u64; 2],
+        /// Which of the following fields are valid.
+        mask: u32,
+        blksize: u32,
+        attributes: u64,
+        nlink: u32,
+        uid: u32,
+        gid: u32,
+        mode: u16,
+        spare0: u16,
+        ino: u64,
+        size: u64,
+        blocks: u64,
+        attributes_mask: u64,
+        atime: StatxTime,
+        btime: StatxTime,
+        ctime: StatxTime,
+        mtime: StatxTime,
+        rdev_major: u32,
+        rdev_minor: u32,
+        dev_major: u32,
+        dev_minor: u32,
+        spare2: [u64; 14],
+    }
     /// `fuse_lseek_in`.
     LseekIn: 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
     /// `fuse_lseek_out`.

@@ -8,9 +8,9 @@ use super::cursor::Cursor;
 use super::extensions::{Extensions, decode_extensions};
 use super::flags;
 use super::op::{
-    CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, LockArgs, LockKind, LockOwner,
-    LockRange, MkdirArgs, MknodArgs, Op, OpenArgs, ReadArgs, RenameArgs, SetId, SetTime,
-    SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, IoctlArgs, LockArgs, LockKind,
+    LockOwner, LockRange, MkdirArgs, MknodArgs, Op, OpenArgs, ReadArgs, RenameArgs, SetId, SetTime,
+    SetattrArgs, SetxattrArgs, StatxArgs, SymlinkArgs, TmpfileArgs, WriteArgs,
 };
 use super::opcode::Opcode;
 use crate::id::{HandleId, NodeId};
@@ -28,6 +28,8 @@ pub enum Malformed {
     BadExtension,
     /// An offset or length that no file can have.
     BadRange,
+    /// Flags of `statx(2)` that are not about caches.
+    BadFlags,
     /// A lock of a kind that there is not.
     BadLock,
     /// An attribute value of more than 64 KiB.
@@ -198,6 +200,27 @@ pub fn decode<'a>(
                 extensions,
             })
         }
+        Opcode::Tmpfile => {
+            let args: abi::CreateIn = cursor.take()?;
+            // A name that means nothing: Linux sends a slash.
+            cursor.take_c_str()?;
+            Op::Tmpfile(TmpfileArgs {
+                flags: args.flags,
+                mode: args.mode,
+                umask: args.umask,
+                extensions: decode_extensions(extensions)?,
+            })
+        }
+        Opcode::Ioctl => {
+            let args: abi::IoctlIn = cursor.take()?;
+            Op::Ioctl(IoctlArgs {
+                handle: HandleId(args.fh),
+                command: args.cmd,
+                input: cursor.take_bytes(args.in_size as usize)?,
+                out_size: args.out_size,
+            })
+        }
+        Opcode::Statx => Op::Statx(statx(&cursor.take()?)?),
         Opcode::Interrupt => Op::Interrupt {
             unique: cursor.take::<abi::InterruptIn>()?.unique,
         },
@@ -360,6 +383,17 @@ fn init(cursor: &mut Cursor<'_>) -> Result<InitArgs, Malformed> {
     })
 }
 
+fn statx(args: &abi::StatxIn) -> Result<StatxArgs, Malformed> {
+    if args.sx_flags & !flags::statx::SYNC_TYPE != 0 {
+        return Err(Malformed::BadFlags);
+    }
+    Ok(StatxArgs {
+        handle: (args.getattr_flags & flags::getattr::FH != 0).then_some(HandleId(args.fh)),
+        sync: args.sx_flags,
+        mask: args.sx_mask,
+    })
+}
+
 fn lock(args: &abi::LkIn) -> Result<LockArgs, Malformed> {
     let lock = args.lk;
     check_range(lock.end, 0)?;
@@ -435,6 +469,9 @@ mod tests {
             Opcode::Mkdir | Opcode::Link | Opcode::Setxattr | Opcode::Getxattr => {
                 with_names(8, b"n\0")
             }
+            Opcode::Tmpfile => with_names(16, b"/\0"),
+            Opcode::Ioctl => zeros(32),
+            Opcode::Statx => zeros(24),
             Opcode::Mknod | Opcode::Create => with_names(16, b"n\0"),
             Opcode::Forget | Opcode::BatchForget | Opcode::Listxattr | Opcode::Access => zeros(8),
             Opcode::Open | Opcode::Opendir | Opcode::Interrupt => zeros(8),
@@ -499,6 +536,19 @@ mod tests {
             };
             let write = decode(Opcode::Write, &header(), args.as_bytes(), 0);
             assert_eq!(write.is_ok(), good, "write {offset} {size}");
+        }
+    }
+
+    #[test]
+    fn an_argument_of_ioctl_must_be_there() {
+        for (in_size, good) in [(0, true), (4, true), (5, false), (u32::MAX, false)] {
+            let args = abi::IoctlIn {
+                in_size,
+                ..Default::default()
+            };
+            let body = [args.as_bytes(), &[7; 4]].concat();
+            let decoded = decode(Opcode::Ioctl, &header(), &body, 0);
+            assert_eq!(decoded.is_ok(), good, "{in_size}");
         }
     }
 

@@ -65,6 +65,16 @@ pub mod getattr {
     pub const FH: u32 = 1 << 0;
 }
 
+/// Bits of `fuse_statx_in` and `fuse_statx_out`: those of `statx(2)`.
+pub mod statx {
+    /// Whether caches are asked or not (`AT_STATX_SYNC_TYPE`).
+    pub const SYNC_TYPE: u32 = 0x6000;
+    /// What is in `fuse_attr`, too (`STATX_BASIC_STATS`).
+    pub const BASIC_STATS: u32 = 0x7ff;
+    /// `btime` (`STATX_BTIME`).
+    pub const BTIME: u32 = 0x800;
+}
+
 /// Bits of `fuse_setattr_in.valid`.
 pub mod setattr {
     /// `mode` is set.

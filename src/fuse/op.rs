@@ -148,6 +148,43 @@ pub struct CreateArgs<'a> {
     pub extensions: Extensions<'a>,
 }
 
+/// Arguments of TMPFILE: CREATE without a name.
+#[derive(Clone, Copy, Debug)]
+pub struct TmpfileArgs<'a> {
+    /// Flags of `open(2)`.
+    pub flags: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// As in [`MknodArgs`].
+    pub umask: u32,
+    /// Extensions of the request.
+    pub extensions: Extensions<'a>,
+}
+
+/// Arguments of IOCTL.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct IoctlArgs<'a> {
+    /// The open file or directory.
+    pub handle: HandleId,
+    /// The number of the command.
+    pub command: u32,
+    /// The argument, where the command reads it.
+    pub input: &'a [u8],
+    /// How long the argument may be that the command gives back.
+    pub out_size: u32,
+}
+
+/// Arguments of STATX.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StatxArgs {
+    /// An open file to ask.
+    pub handle: Option<HandleId>,
+    /// Whether the host's caches will do: `AT_STATX_*` of `statx(2)`.
+    pub sync: u32,
+    /// Which attributes: `STATX_*` of `statx(2)`.
+    pub mask: u32,
+}
+
 /// Arguments of READ, READDIR and READDIRPLUS.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ReadArgs {
@@ -354,6 +391,9 @@ pub enum Op<'a> {
         mask: u32,
     },
     Create(CreateArgs<'a>),
+    Tmpfile(TmpfileArgs<'a>),
+    Ioctl(IoctlArgs<'a>),
+    Statx(StatxArgs),
     Interrupt {
         unique: u64,
     },

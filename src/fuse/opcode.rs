@@ -133,6 +133,7 @@ operations! {
     35 Create        Names,       Bytes(144), ByArguments, IfSlow;
     36 Interrupt     Fixed,       Never,      Reads,       No;
     38 Destroy       Fixed,       Bytes(0),   Reads,       No;
+    39 Ioctl         Names,       Bytes(16),  ByArguments, IfSlow;
     42 BatchForget   Payload(8),  Never,      Reads,       No;
     43 Fallocate     Fixed,       Bytes(0),   Changes,     Always;
     44 Readdirplus   Fixed,       Any,        Reads,       IfSlow;
@@ -140,6 +141,8 @@ operations! {
     46 Lseek         Fixed,       Bytes(8),   Reads,       IfSlow;
     47 CopyFileRange Fixed,       Bytes(8),   Changes,     Always;
     50 Syncfs        Fixed,       Bytes(0),   Reads,       Always;
+    51 Tmpfile       Names,       Bytes(144), Changes,     IfSlow;
+    52 Statx         Fixed,       Bytes(288), Reads,       IfSlow;
 }
 
 #[cfg(test)]
@@ -155,7 +158,7 @@ mod tests {
 
     #[test]
     fn numbers_that_are_not_served_are_refused() {
-        for number in [0, 7, 19, 39, 41, 48, 53, 4096, u32::MAX] {
+        for number in [0, 7, 19, 40, 41, 48, 53, 4096, u32::MAX] {
             assert_eq!(Opcode::from_wire(number), None);
         }
     }

@@ -1,9 +1,11 @@
 //! Attributes of nodes and of the file systems they are on.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, StatxTimestamp, Timespec, Timestamps,
+    UTIME_NOW, UTIME_OMIT,
 };
 use rustix::io::Errno;
 
@@ -11,8 +13,9 @@ use super::Passthrough;
 use super::inode::Node;
 use super::lookup::identify;
 use crate::fs::{Attributes, Result};
-use crate::fuse::abi::{Attr, StatfsOut};
-use crate::fuse::op::{Caller, SetTime, SetattrArgs};
+use crate::fuse::abi::{Attr, StatfsOut, StatxOut, StatxTime};
+use crate::fuse::flags::statx;
+use crate::fuse::op::{Caller, SetTime, SetattrArgs, StatxArgs};
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 
@@ -45,6 +48,40 @@ pub(super) fn from_statx(stat: &Statx) -> Attr {
     }
 }
 
+/// The attributes that were asked for and are there; all others are 0.
+fn given(stat: &Statx, attr: &Attr, asked: StatxFlags, timeout: Duration) -> StatxOut {
+    let there = StatxFlags::from_bits_retain(stat.stx_mask) & asked;
+    let number = |flag, value: u64| if there.contains(flag) { value } else { 0 };
+    let short = |flag, value: u32| if there.contains(flag) { value } else { 0 };
+    let time = |flag, time: StatxTimestamp| StatxTime {
+        seconds: number(flag, time.tv_sec.cast_unsigned()).cast_signed(),
+        nanoseconds: short(flag, time.tv_nsec),
+        reserved: 0,
+    };
+    let mode = short(StatxFlags::MODE, attr.mode & PERMISSION_BITS)
+        | short(StatxFlags::TYPE, attr.mode & !PERMISSION_BITS);
+    StatxOut {
+        attr_valid: timeout.as_secs(),
+        attr_valid_nsec: timeout.subsec_nanos(),
+        mask: there.bits(),
+        blksize: attr.blksize,
+        nlink: short(StatxFlags::NLINK, attr.nlink),
+        uid: short(StatxFlags::UID, attr.uid),
+        gid: short(StatxFlags::GID, attr.gid),
+        mode: mode as u16,
+        ino: number(StatxFlags::INO, attr.ino),
+        size: number(StatxFlags::SIZE, attr.size),
+        blocks: number(StatxFlags::BLOCKS, attr.blocks),
+        atime: time(StatxFlags::ATIME, stat.stx_atime),
+        btime: time(StatxFlags::BTIME, stat.stx_btime),
+        ctime: time(StatxFlags::CTIME, stat.stx_ctime),
+        mtime: time(StatxFlags::MTIME, stat.stx_mtime),
+        rdev_major: short(StatxFlags::TYPE, stat.stx_rdev_major),
+        rdev_minor: short(StatxFlags::TYPE, stat.stx_rdev_minor),
+        ..StatxOut::default()
+    }
+}
+
 /// A device number as the kernel passes it in 32 bits (`new_encode_dev`).
 fn encode_device(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
@@ -63,6 +100,19 @@ impl Passthrough {
     pub(super) fn attributes(&self, node: NodeId) -> Result<Attributes> {
         let inode = self.node(node)?;
         Ok(self.attributes_of(&identify(inode.as_fd())?))
+    }
+
+    /// STATX: of the attributes that are asked for, those that the host has.
+    pub(super) fn extended_attributes(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut> {
+        let inode = self.node(node)?;
+        args.handle
+            .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
+        let sync = AtFlags::from_bits_retain(args.sync);
+        let asked = StatxFlags::from_bits_retain(args.mask & (statx::BASIC_STATS | statx::BTIME));
+        let flags = sync | AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statx(&inode, c"", flags, asked)?;
+        let found = self.ids.guest_attr(from_statx(&stat));
+        Ok(given(&stat, &found, asked, self.timeout()))
     }
 
     /// SETATTR: each change by the call that a local process would use.

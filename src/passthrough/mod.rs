@@ -16,6 +16,7 @@ mod id_map;
 mod inode;
 mod inode_store;
 mod io;
+mod ioctl;
 mod label;
 mod lock;
 mod lookup;
@@ -43,14 +44,15 @@ use rustix::io::Errno;
 
 use crate::config::{CachePolicy, Config, Wanted};
 use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Usage, Waiting};
-use crate::fuse::abi::{FileLock, StatfsOut};
+use crate::fuse::abi::{FileLock, StatfsOut, StatxOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init as features;
 use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, LockArgs, LockOwner, MkdirArgs,
-    MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, SymlinkArgs, WriteArgs,
+    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, IoctlArgs, LockArgs, LockOwner,
+    MkdirArgs, MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, StatxArgs,
+    SymlinkArgs, TmpfileArgs, WriteArgs,
 };
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
@@ -354,6 +356,23 @@ impl FileSystem for Passthrough {
         args: &CreateArgs<'_>,
     ) -> Result<(Entry, Opened)> {
         self.create_file(who, parent, args)
+    }
+
+    fn tmpfile(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &TmpfileArgs<'_>,
+    ) -> Result<(Entry, Opened)> {
+        self.create_unnamed(who, parent, args)
+    }
+
+    fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut> {
+        self.extended_attributes(node, args)
+    }
+
+    fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>> {
+        self.control(node, args)
     }
 
     fn read(

@@ -7,13 +7,14 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Passthrough;
+use super::fd_budget::Place;
 use super::handles::Handle;
 use super::inode::Node;
-use super::lookup::identify;
+use super::lookup::{Found, identify};
 use crate::config::CachePolicy;
 use crate::fs::{Entry, Opened, Result};
 use crate::fuse::flags::{self, init};
-use crate::fuse::op::{Caller, CreateArgs, OpenArgs, SetId};
+use crate::fuse::op::{Caller, CreateArgs, OpenArgs, SetId, TmpfileArgs};
 use crate::id::{HandleId, NodeId};
 
 /// The flags of the guest's `open(2)` that reach the host; `O_APPEND` does not:
@@ -74,7 +75,15 @@ impl Passthrough {
             } else {
                 None
             };
-            self.reopen(inode.as_fd(), flags)?
+            match self.reopen(inode.as_fd(), flags) {
+                // A file to which can only be appended (`chattr +a`).
+                Err(Errno::PERM)
+                    if OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND) =>
+                {
+                    self.reopen(inode.as_fd(), flags | OFlags::APPEND)?
+                }
+                opened => opened?,
+            }
         };
         let kind = self.file_systems.kind(inode.key().device, file.as_fd());
         Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
@@ -148,13 +157,40 @@ impl Passthrough {
         }
     }
 
+    /// TMPFILE: makes a file without a name as the guest's user.
+    pub(super) fn create_unnamed(
+        &self,
+        who: &Caller,
+        parent: NodeId,
+        args: &TmpfileArgs<'_>,
+    ) -> Result<(Entry, Opened)> {
+        let parent = self.node(parent)?;
+        // With O_EXCL it never gets a name.
+        let kept = OFlags::from_bits_retain(args.flags) & OFlags::EXCL;
+        let unnamed = OFlags::TMPFILE | OFlags::CLOEXEC | kept;
+        let flags = (self.host_flags(args.flags) - OFlags::TRUNC) | unnamed;
+        let mode = Mode::from_raw_mode(args.mode & 0o7777);
+        let places = (self.budget.reserve()?, self.budget.reserve()?);
+        let file = {
+            let _as_guest = self.act_as(who, &args.extensions)?;
+            let _masked = self.masked_by(args.umask)?;
+            rustix::fs::openat(&parent, c".", flags, mode)?
+        };
+        if let Some(label) = self.label_of(&args.extensions)? {
+            self.set_label(file.as_fd(), &label)?;
+        }
+        let found = identify(file.as_fd())?;
+        let path = self.reopen(file.as_fd(), OFlags::PATH)?;
+        Ok(self.enter(&found, path, (file, flags), places))
+    }
+
     /// Makes a node and a handle of a file that was just created.
     fn enter_created(
         &self,
         parent: &Node,
         args: &CreateArgs<'_>,
         (file, flags): (OwnedFd, OFlags),
-        places: (super::fd_budget::Place, super::fd_budget::Place),
+        places: (Place, Place),
     ) -> Result<(Entry, Opened)> {
         let entered = identify(file.as_fd()).and_then(|found| {
             let file = (file.as_fd(), &found);
@@ -170,15 +206,28 @@ impl Passthrough {
                 return Err(errno);
             }
         };
+        let entered = self.enter(&found, path, (file, flags), places);
+        let node = entered.0.node;
+        self.tracking
+            .tell(|tracker| tracker.found(node, parent.id(), args.name.as_c_str()));
+        Ok(entered)
+    }
+
+    /// Makes a node and a handle of a file that is open.
+    fn enter(
+        &self,
+        found: &Found,
+        path: OwnedFd,
+        (file, flags): (OwnedFd, OFlags),
+        places: (Place, Place),
+    ) -> (Entry, Opened) {
         let node = self
             .inodes
             .insert(found.key, found.kind, places.0.hold(path));
-        self.tracking
-            .tell(|tracker| tracker.found(node, parent.id(), args.name.as_c_str()));
         let kind = self.file_systems.kind(found.key.device, file.as_fd());
         let handle = Handle::file(node, places.1.hold(file), kind, flags);
         let opened = self.opened_file(handle);
-        Ok((self.entry(node, &found), opened))
+        (self.entry(node, found), opened)
     }
 
     /// Opens a file that another was quicker to create.

@@ -51,6 +51,7 @@ mod filter {
     };
 
     use super::Action;
+    use crate::sys::ioctl;
 
     /// The same on all machines; not every C library has a name for it.
     const FCHMODAT2: c_long = 452;
@@ -253,6 +254,13 @@ mod filter {
         bits(libc::SYS_ioctl, 1, INT, TCGETS),
         bits(libc::SYS_ioctl, 1, INT, FIONBIO),
         bits(libc::SYS_ioctl, 1, INT, FIOCLEX),
+        // Flags, generation and digest of the guest's files.
+        bits(libc::SYS_ioctl, 1, INT, ioctl::GET_FLAGS as u64),
+        bits(libc::SYS_ioctl, 1, INT, ioctl::SET_FLAGS as u64),
+        bits(libc::SYS_ioctl, 1, INT, ioctl::GET_VERSION as u64),
+        bits(libc::SYS_ioctl, 1, INT, ioctl::GET_XFLAGS as u64),
+        bits(libc::SYS_ioctl, 1, INT, ioctl::SET_XFLAGS as u64),
+        bits(libc::SYS_ioctl, 1, INT, ioctl::MEASURE_VERITY as u64),
     ];
 
     /// Calls with which a process sends itself a signal; the first argument is

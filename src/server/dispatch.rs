@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Access, Server};
 use crate::fs::{Entry, Failure, FileSystem, Locking, Patience};
-use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, LseekOut, WriteOut};
+use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, IoctlOut, LseekOut, WriteOut};
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::init::{Negotiation, negotiate};
 use crate::fuse::op::{Caller, InitArgs, Op, ReadArgs};
@@ -100,6 +100,17 @@ impl<F: FileSystem> Server<F> {
             Op::Readdir(args) => self.readdir(node, &args, false, packed, reply),
             Op::Readdirplus(args) => self.readdir(node, &args, true, packed, reply),
             Op::Access { mask } => fs.access(who, node, mask),
+            Op::Tmpfile(args) => {
+                let (entry, opened) = fs.tmpfile(who, node, &args)?;
+                put_entry(reply, &entry)?;
+                put(reply, &opened.to_wire())
+            }
+            Op::Statx(args) => put(reply, &fs.statx(node, &args)?),
+            Op::Ioctl(args) => {
+                let output = fs.ioctl(node, &args)?;
+                put(reply, &IoctlOut::default())?;
+                put_bytes(reply, &output)
+            }
             Op::Interrupt { unique } => {
                 // Only who waits for a lock can be interrupted; all else goes on.
                 // Linux does not send this over virtio.

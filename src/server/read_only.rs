@@ -17,6 +17,11 @@ use crate::id::NodeId;
 /// The bit of the mask of `access(2)` that asks for writing.
 const MAY_WRITE: u32 = 2;
 
+/// Where the argument of an `ioctl(2)` goes: bits of the command's number. One
+/// that gives nothing back is there to change something.
+const IOC_DIRECTION: u32 = 3 << 30;
+const IOC_ONLY_IN: u32 = 1 << 30;
+
 /// Whether the guest may change the tree.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Access {
@@ -42,6 +47,7 @@ pub(super) fn check(opcode: Opcode, op: &Op<'_>) -> Result<()> {
                 check_open_flags(args.open.flags)
             }
             Op::Access { mask } if mask & MAY_WRITE == 0 => Ok(()),
+            Op::Ioctl(args) if args.command & IOC_DIRECTION != IOC_ONLY_IN => Ok(()),
             _ => Err(Errno::ROFS),
         },
     }
@@ -133,6 +139,27 @@ mod tests {
         for mask in 0..8 {
             let refused = check(Opcode::Access, &Op::Access { mask }).is_err();
             assert_eq!(refused, mask & 2 != 0, "{mask}");
+        }
+    }
+
+    #[test]
+    fn flags_of_inodes_can_be_read() {
+        // FS_IOC_GETFLAGS, FSGETXATTR, MEASURE_VERITY; FS_IOC_SETFLAGS, FSSETXATTR.
+        for (command, allowed) in [
+            (0x8008_6601, true),
+            (0x801c_581f, true),
+            (0xc004_6686, true),
+            (0x4008_6602, false),
+            (0x401c_5820, false),
+        ] {
+            let args = crate::fuse::op::IoctlArgs {
+                handle: crate::id::HandleId(0),
+                command,
+                input: &[],
+                out_size: 0,
+            };
+            let checked = check(Opcode::Ioctl, &Op::Ioctl(args));
+            assert_eq!(checked.is_ok(), allowed, "{command:#x}");
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod adopt_fd;
 pub mod cpath;
 pub mod file_handle;
+pub mod ioctl;
 pub mod lock;
 pub mod locks;
 pub mod process;

@@ -61,6 +61,7 @@ pub mod op {
     pub const REMOVEMAPPING: u32 = 49;
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
 }
 
 /// INIT flags; those above bit 31 travel in `flags2`.
