@@ -7,9 +7,12 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Instant;
 
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 const KERNELS: [&str; 2] = ["6.1", "6.12"];
@@ -310,6 +313,64 @@ fn parallel(kernel: &str, queues: &str) {
     assert_eq!(regions.len(), 80 * 4096);
     for (block, writer) in regions.chunks(4096).zip((b'0'..b'8').cycle()) {
         assert!(block.iter().all(|byte| *byte == writer));
+    }
+}
+
+/// The host's part of `local.sh`: locks that the guest meets, and one that meets
+/// the guest's.
+fn hold_locks(share: &Path, is_over: &AtomicBool) {
+    let open = |name: &str| {
+        let mut options = fs::File::options();
+        let options = options.create(true).truncate(false).read(true).write(true);
+        options.open(share.join(name)).unwrap()
+    };
+    let exclusive = FlockOperation::NonBlockingLockExclusive;
+    let (record, whole, wait) = (open("record"), open("whole"), open("wait"));
+    fcntl_lock(&record, exclusive).unwrap();
+    flock(&whole, exclusive).unwrap();
+    fcntl_lock(&wait, exclusive).unwrap();
+    let inode = format!(":{} ", wait.metadata().unwrap().ino());
+    let is_waited_for = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let mut waits = locks.lines().filter(|line| line.contains("->"));
+        waits.any(|line| line.contains(&inode))
+    };
+    let until = |condition: &dyn Fn() -> bool| {
+        while !condition() && !is_over.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+    };
+    until(&is_waited_for);
+    fcntl_lock(&wait, FlockOperation::Unlock).unwrap();
+    until(&|| share.join("mine-is-locked").exists());
+    if is_over.load(Ordering::Relaxed) {
+        return;
+    }
+    let mine = open("mine");
+    assert_eq!(fcntl_lock(&mine, exclusive), Err(Errno::AGAIN));
+    assert_eq!(flock(&mine, exclusive), Err(Errno::AGAIN));
+    fs::write(share.join("mine-was-met"), "").unwrap();
+    until(&|| false);
+}
+
+#[test]
+fn what_a_local_file_system_does() {
+    for (kernel, arguments) in [("6.1", &[][..]), ("6.12", &["idmap"])] {
+        let share = new_share();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let host = scope.spawn(|| hold_locks(share.path(), &is_over));
+            let guest = scope.spawn(|| {
+                let options = ["--posix-lock", "--flock", "--modcaps=+linux_immutable"];
+                let guest = Guest::new(kernel).daemon(&options);
+                guest.case(share.path(), "local.sh", arguments)
+            });
+            let printed = guest.join();
+            is_over.store(true, Ordering::Relaxed);
+            host.join().unwrap();
+            assert_eq!(printed.unwrap(), "done\n");
+        });
+        assert_eq!(fs::read(share.path().join("named")).unwrap(), b"text\n");
     }
 }
 
