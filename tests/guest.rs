@@ -385,6 +385,23 @@ fn parallel_writers_over_four_queues() {
 }
 
 #[test]
+fn what_the_guest_syncs_the_daemon_is_asked_to_sync() {
+    let (share, logs) = (new_share(), new_share());
+    Guest::new("6.12")
+        .options(&["--logs", logs.path().to_str().unwrap()])
+        .daemon(&["--log-level=trace"])
+        .case(share.path(), "sync.sh", &[]);
+    let log = fs::read_to_string(logs.path().join("daemon.log")).unwrap();
+    let count = |opcode: u32| log.matches(&format!(" opcode: {opcode},")).count();
+    const FSYNC: u32 = 20;
+    const FSYNCDIR: u32 = 30;
+    const SYNCFS: u32 = 50;
+    // The third is the write to a file that was opened with O_SYNC.
+    assert_eq!((count(FSYNC), count(FSYNCDIR)), (3, 1));
+    assert!(count(SYNCFS) >= 2);
+}
+
+#[test]
 fn a_directory_of_100_000_files() {
     let share = new_share();
     host(
