@@ -32,6 +32,17 @@ fn filesystem(dir: &Path, tag: &str, inner: &str) -> String {
     )
 }
 
+/// The `<filesystem>` of the README, with the places of this test.
+fn of_the_readme(dir: &Path, binary: &str) -> String {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, from) = readme.split_once("    <filesystem ").unwrap();
+    let (inner, _) = from.split_once("</filesystem>").unwrap();
+    let inner = inner
+        .replace("/usr/local/libexec/virtiofsd", binary)
+        .replace("/srv/share", dir.to_str().unwrap());
+    format!("<filesystem {inner}</filesystem>")
+}
+
 /// What a machine left behind.
 struct Run {
     stdout: String,
@@ -129,30 +140,22 @@ fn two_shares_with_every_element_that_libvirt_has() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(first.path().join("from-host"), "hello guest\n").unwrap();
     let binary = daemon();
-    let filesystems = filesystem(
-        first.path(),
-        "share",
-        &format!(
-            "<driver type='virtiofs' queue='1024'/><binary path='{binary}' xattr='on'>\
-             <cache mode='always'/><sandbox mode='namespace'/><lock posix='on' flock='on'/>\
-             <thread_pool size='4'/></binary>"
-        ),
-    ) + &filesystem(
-        second.path(),
-        "second",
-        &format!(
-            "<driver type='virtiofs'/><binary path='{binary}' xattr='off'>\
-             <cache mode='none'/><sandbox mode='chroot'/><lock posix='off' flock='off'/></binary>"
-        ),
+    let every_element = format!(
+        "<driver type='virtiofs' queue='1024'/><binary path='{binary}' xattr='on'>\
+         <cache mode='always'/><sandbox mode='chroot'/><lock posix='on' flock='on'/>\
+         <thread_pool size='4'/></binary>"
     );
+    let filesystems =
+        of_the_readme(first.path(), &binary) + &filesystem(second.path(), "second", &every_element);
     let run = boot(
         &filesystems,
         None,
         "cat from-host
-         setfattr -n user.note -v yes from-host
-         flock from-host true
          mkdir /tmp/second
          mount -t virtiofs second /tmp/second
+         touch /tmp/second/file
+         setfattr -n user.note -v yes /tmp/second/file
+         flock /tmp/second/file true
          echo hello host >/tmp/second/from-guest
          umount /tmp/second",
     );
