@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
-use super::Memory;
+use super::{Memory, Piece};
 use crate::sys::vectored::{self, IOV_MAX};
 
 /// A piece of guest memory, as the kernel takes it.
@@ -51,37 +51,29 @@ impl Spans {
         self.writable.clear();
     }
 
-    /// Adds a piece of guest memory to one of the sides. Where `may_join` and it
-    /// lies right behind the last piece, the two become one: the kernel then has
-    /// fewer vectors to look at.
+    /// Adds a piece of guest memory to one of the sides. Where it lies right
+    /// behind the last one, the two become one: the kernel then has fewer
+    /// vectors to look at. They are in the same region, since its memory reaches
+    /// to the front of a piece that is not the first.
     ///
     /// # Safety
     /// It must be a piece of the memory that [`Spans::split`] is then called
-    /// with, and not be empty. With `may_join` it must be in the same region as
-    /// the piece that was added last.
-    pub(super) unsafe fn push(
-        &mut self,
-        writable: bool,
-        start: *mut u8,
-        len: usize,
-        may_join: bool,
-    ) {
+    /// with, and not be empty.
+    pub(super) unsafe fn push(&mut self, writable: bool, piece: Piece) {
         let side = if writable {
             &mut self.writable
         } else {
             &mut self.readable
         };
-        if may_join
-            && let Some(last) = side.last_mut()
-            && last.end() == start
-        {
-            last.0.iov_len += len;
-            return;
+        match side.last_mut() {
+            Some(last) if !piece.is_first && last.end() == piece.start => {
+                last.0.iov_len += piece.len;
+            }
+            _ => side.push(Span(libc::iovec {
+                iov_base: piece.start.cast(),
+                iov_len: piece.len,
+            })),
         }
-        side.push(Span(libc::iovec {
-            iov_base: start.cast(),
-            iov_len: len,
-        }));
     }
 
     /// Whether a reply buffer was added yet.
@@ -372,16 +364,17 @@ pub(crate) mod tests {
         map.write_slice(&content, GuestAddress(BASE)).unwrap();
         let logging = AtomicBool::new(false);
         let memory = Memory::new(&map, &logging);
+        let region = memory.region_of(BASE).unwrap();
         let mut spans = Spans::default();
         for (offset, len) in readable {
-            let start = memory.locate(BASE + offset, *len).unwrap().0;
+            let piece = region.locate(BASE + offset, *len).unwrap();
             // SAFETY: a piece of the memory that `split` is called with below.
-            unsafe { spans.push(false, start, *len, true) };
+            unsafe { spans.push(false, piece) };
         }
         for (offset, len) in writable {
-            let start = memory.locate(BASE + offset, *len).unwrap().0;
+            let piece = region.locate(BASE + offset, *len).unwrap();
             // SAFETY: a piece of the memory that `split` is called with below.
-            unsafe { spans.push(true, start, *len, true) };
+            unsafe { spans.push(true, piece) };
         }
         let (readable, writable) = spans.split(memory);
         check(readable, writable, &map);

@@ -33,14 +33,6 @@ impl<'m> Memory<'m> {
         Self { map, logging }
     }
 
-    /// Where `len` bytes at guest address `address` lie in our address space,
-    /// and how many of them lie there without a gap (fewer at a region's end).
-    ///
-    /// `None` where no region has the address, or the first byte is past its end.
-    fn locate(&self, address: u64, len: usize) -> Option<(*mut u8, usize)> {
-        self.region_of(address)?.locate(address, len)
-    }
-
     /// The region that has an address.
     fn region_of(&self, address: u64) -> Option<Region> {
         let address = vm_memory::GuestAddress(address);
@@ -82,11 +74,27 @@ impl Region {
         host: std::ptr::null_mut(),
     };
 
-    /// As [`Memory::locate`], in this region.
-    fn locate(&self, address: u64, len: usize) -> Option<(*mut u8, usize)> {
-        let offset = address.checked_sub(self.start)?;
-        let left = self.len.checked_sub(offset).filter(|left| *left > 0)?;
-        let host = self.host.wrapping_add(usize::try_from(offset).ok()?);
-        Some((host, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
+    /// Where `len` bytes at guest address `address` lie in our address space,
+    /// and how many of them are in this region; `None` where the first is not.
+    fn locate(&self, address: u64, len: usize) -> Option<Piece> {
+        let offset = address.wrapping_sub(self.start);
+        if offset >= self.len {
+            return None;
+        }
+        // A region is mapped, so its offsets fit.
+        Some(Piece {
+            start: self.host.wrapping_add(offset as usize),
+            len: len.min((self.len - offset) as usize),
+            is_first: offset == 0,
+        })
     }
+}
+
+/// A piece of guest memory in our address space.
+#[derive(Clone, Copy)]
+struct Piece {
+    start: *mut u8,
+    len: usize,
+    /// Whether nothing of its region lies in front of it.
+    is_first: bool,
 }

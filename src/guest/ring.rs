@@ -6,10 +6,11 @@
 //! what breaks the rules of the ring is a [`RingError`], after which the queue
 //! is not touched any more.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::buffers::{Readable, Spans, Writable};
-use super::{Memory, Region};
+use super::{Memory, Piece, Region};
 
 const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
@@ -94,6 +95,8 @@ pub struct Used {
 /// A view of one queue for as long as the memory map is held.
 pub struct Ring<'m> {
     memory: Memory<'m>,
+    /// Where the last piece of memory was found, and the next one most often is.
+    region: Cell<Region>,
     size: u16,
     event_idx: bool,
     descriptors: *const u8,
@@ -139,8 +142,13 @@ impl<'m> Ring<'m> {
     /// [`RingError::RingOutsideMemory`].
     pub fn new(memory: Memory<'m>, layout: &RingLayout) -> Result<Self, RingError> {
         let size = usize::from(layout.size);
-        let part = |address: u64, len: usize, alignment: usize| match memory.locate(address, len) {
-            Some((start, there)) if there == len && start.align_offset(alignment) == 0 => Ok(start),
+        let region = Cell::new(Region::NONE);
+        let part = |address: u64, len: usize, alignment: usize| match locate(
+            memory, &region, address, len,
+        ) {
+            Some(part) if part.len == len && part.start.align_offset(alignment) == 0 => {
+                Ok(part.start)
+            }
             _ => Err(RingError::RingOutsideMemory),
         };
         Ok(Self {
@@ -150,6 +158,7 @@ impl<'m> Ring<'m> {
             descriptors: part(layout.descriptors, size * DESCRIPTOR_BYTES, 16)?,
             available: part(layout.available, 6 + 2 * size, 2)?,
             used: part(layout.used, 6 + USED_ELEMENT_BYTES * size, 4)?,
+            region,
         })
     }
 
@@ -215,7 +224,6 @@ impl<'m> Ring<'m> {
         let mut index = head;
         let mut left = table.entries;
         let mut total: u64 = 0;
-        let mut region = Region::NONE;
         loop {
             left = left.checked_sub(1).ok_or(RingError::ChainTooLong)?;
             let descriptor = table.get(index)?;
@@ -238,7 +246,7 @@ impl<'m> Ring<'m> {
             if !writable && spans.has_writable() {
                 return Err(RingError::ReadableBehindWritable);
             }
-            self.gather_buffer(address, len as usize, writable, &mut region, spans)?;
+            self.gather_buffer(address, len as usize, writable, spans)?;
             if flags & DESC_F_NEXT == 0 {
                 return Ok(spans.split(self.memory));
             }
@@ -251,9 +259,9 @@ impl<'m> Ring<'m> {
         if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
             return Err(RingError::IndirectTable);
         }
-        match self.memory.locate(address, len) {
-            Some((start, there)) if there == len => Ok(Table {
-                start,
+        match locate(self.memory, &self.region, address, len) {
+            Some(table) if table.len == len => Ok(Table {
+                start: table.start,
                 entries: len / DESCRIPTOR_BYTES,
             }),
             _ => Err(RingError::IndirectTable),
@@ -261,33 +269,22 @@ impl<'m> Ring<'m> {
     }
 
     /// Adds one buffer, in pieces where it crosses from one region to the next.
-    /// `region` is where the last one was found, and most often the right one.
     fn gather_buffer(
         &self,
         mut address: u64,
         mut len: usize,
         writable: bool,
-        region: &mut Region,
         spans: &mut Spans,
     ) -> Result<(), RingError> {
         while len > 0 {
-            let (found, is_same_region) = match region.locate(address, len) {
-                Some(found) => (found, true),
-                None => {
-                    let found = self.memory.region_of(address);
-                    *region = found.ok_or(RingError::BufferOutsideMemory)?;
-                    let found = region.locate(address, len);
-                    (found.ok_or(RingError::BufferOutsideMemory)?, false)
-                }
-            };
-            let (start, there) = found;
+            let piece = locate(self.memory, &self.region, address, len)
+                .ok_or(RingError::BufferOutsideMemory)?;
             // SAFETY: the piece was found in the memory of this ring, which is
-            // what `gather` then makes the request's buffers for; one that is
-            // joined to the last is in the same region.
-            unsafe { spans.push(writable, start, there, is_same_region) };
-            len -= there;
+            // what `gather` then makes the request's buffers for.
+            unsafe { spans.push(writable, piece) };
+            len -= piece.len;
             address = address
-                .checked_add(there as u64)
+                .checked_add(piece.len as u64)
                 .ok_or(RingError::BufferOutsideMemory)?;
         }
         Ok(())
@@ -356,6 +353,17 @@ impl<'m> Ring<'m> {
         fence(Ordering::SeqCst);
         u16::from_le(self.available_field(2).load(Ordering::Relaxed)) != next_available
     }
+}
+
+/// Finds `len` bytes, or as many as there are in a row, in the region `last`
+/// that something was found in, or in another one, which then is the last.
+fn locate(memory: Memory<'_>, last: &Cell<Region>, address: u64, len: usize) -> Option<Piece> {
+    if let Some(piece) = last.get().locate(address, len) {
+        return Some(piece);
+    }
+    let region = memory.region_of(address)?;
+    last.set(region);
+    region.locate(address, len)
 }
 
 #[cfg(test)]
