@@ -216,6 +216,7 @@ fn serve(
             count: settings.metrics_socket.is_some(),
             slow: settings.slow_request,
         },
+        polled_for: settings.polled_for,
         keep_listening: settings.keep_listening,
         access: if settings.readonly {
             Access::ReadOnly

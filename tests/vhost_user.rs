@@ -12,6 +12,7 @@ mod common;
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -320,6 +321,9 @@ fn no_call_is_ever_lost() {
         (&[][..], F_EVENT_IDX),
         (&[][..], 0),
         (&["--thread-pool-size", "3"], F_EVENT_IDX),
+        (&["--poll-us=20"], F_EVENT_IDX),
+        (&["--poll-us=1000"], 0),
+        (&["--poll-us=1000", "--thread-pool-size=3"], F_EVENT_IDX),
     ] {
         let config = Config::default().without(F_EVENT_IDX).with(features);
         let mut session = Session::with_config(args, &config);
@@ -371,6 +375,43 @@ fn kicks_are_not_wanted_while_the_daemon_works() {
             client.queue.kicks
         );
     }
+    session.finish();
+}
+
+/// It needs one again, and sleeps, when nothing more comes.
+#[test]
+fn a_queue_that_is_polled_needs_no_kick() {
+    for args in [&[][..], &["--thread-pool-size=2"]] {
+        let mut session = Session::new(&[args, &["--poll-us=50000"]].concat());
+        let client = &mut session.client;
+        let deadline = Instant::now() + PATIENCE;
+        while client.queue.kicks_spared < 10 {
+            client.getattr(ROOT).unwrap();
+            assert!(Instant::now() < deadline, "a kick for every request");
+        }
+        let queue = &client.queue;
+        let wish = queue.used + 4 + 8 * u64::from(queue.size);
+        while queue.region().load_u16(wish, Ordering::Acquire) != queue.next_avail() {
+            assert!(Instant::now() < deadline, "the queue is polled for ever");
+            std::thread::yield_now();
+        }
+        client.getattr(ROOT).unwrap();
+        session.finish();
+    }
+}
+
+#[test]
+fn a_queue_that_is_polled_can_be_stopped() {
+    let mut session = Session::new(&["--poll-us=100000"]);
+    for _ in 0..20 {
+        for _ in 0..5 {
+            session.client.getattr(ROOT).unwrap();
+        }
+        let base = session.vmm.stop_queue(&session.client.queue);
+        assert_eq!(base, session.client.queue.next_avail());
+        session.vmm.resume_queue(&session.client.queue, base);
+    }
+    session.client.getattr(ROOT).unwrap();
     session.finish();
 }
 

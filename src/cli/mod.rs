@@ -43,6 +43,8 @@ pub struct Settings {
     pub num_request_queues: usize,
     /// `--thread-pool-size`, if given.
     pub thread_pool_size: Option<usize>,
+    /// `--poll-us`.
+    pub polled_for: Duration,
     /// `--keep-listening`.
     pub keep_listening: bool,
     /// `--rlimit-nofile`, if given.
@@ -163,6 +165,7 @@ impl Options {
             tag: self.tag.clone(),
             num_request_queues,
             thread_pool_size: self.thread_pool_size,
+            polled_for: Duration::from_micros(self.poll_us.into()),
             keep_listening: self.keep_listening,
             rlimit_nofile: self.rlimit_nofile,
             readonly: self.readonly,

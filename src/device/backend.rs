@@ -54,6 +54,8 @@ pub struct DeviceOptions {
     pub metrics: Arc<Metrics>,
     /// What is to be seen of each request.
     pub watch: WatchOptions,
+    /// For how long at most a queue is polled before its thread sleeps.
+    pub polled_for: Duration,
     /// Whether another front end is served after one that disconnected.
     pub keep_listening: bool,
     /// Whether the guest may change the tree.
@@ -188,7 +190,7 @@ impl<F: FileSystem> Device<F> {
                 lock_helpers: Arc::clone(&serving.lock_helpers),
             }),
             queues: (0..=request_queues)
-                .map(|index| Arc::new(Queue::new(index, others)))
+                .map(|index| Arc::new(Queue::new(index, others, options.polled_for)))
                 .collect(),
             serving,
             config_space: options

@@ -4,6 +4,7 @@
 //! 1.2, 5.11.2). Each queue has a thread of its own.
 
 mod backend;
+mod busy_poll;
 mod config_space;
 mod daemon;
 mod helpers;

@@ -14,6 +14,7 @@ use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
+use super::busy_poll::BusyPoll;
 use super::helpers::Helpers;
 use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::buffers::{Readable, Spans, Writable};
@@ -38,6 +39,7 @@ pub(super) struct Workspace {
     spans: Spans,
     scratch: Scratch,
     heads: Vec<u16>,
+    poll: BusyPoll,
 }
 
 /// What all queues of a device have in common.
@@ -79,13 +81,27 @@ struct Taken {
     next_available: u16,
 }
 
+/// What is done about a ring with nothing in it.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum WhenEmpty {
+    /// The guest is asked to kick.
+    AskForKick,
+    /// Nothing.
+    StayQuiet,
+}
+
 impl Queue {
     /// Queue number `index`; at most `threads_elsewhere` threads serve requests
     /// besides its own.
-    pub(super) fn new(index: usize, threads_elsewhere: usize) -> Self {
+    /// Before its thread sleeps it polls the ring for at most `polled_for`.
+    pub(super) fn new(index: usize, threads_elsewhere: usize, polled_for: Duration) -> Self {
+        let workspace = Workspace {
+            poll: BusyPoll::new(polled_for),
+            ..Workspace::default()
+        };
         Self {
             index,
-            serving: Mutex::default(),
+            serving: Mutex::new(workspace),
             broken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             elsewhere: Mutex::new(0),
@@ -146,7 +162,8 @@ impl Queue {
         elsewhere: impl Fn(u16, Wait),
     ) {
         let mut workspace = lock(&self.serving);
-        while let Some(taken) = self.take(device, vring, &mut workspace.heads) {
+        workspace.poll.woken();
+        while let Some(taken) = self.take_or_poll(device, vring, &mut workspace) {
             // The map must not be older than the chains: memory that the front
             // end has just added may hold their buffers.
             let map = device.memory.memory();
@@ -186,7 +203,8 @@ impl Queue {
         mut elsewhere: impl FnMut(u16),
     ) {
         let mut workspace = lock(&self.serving);
-        while let Some(taken) = self.take(device, vring, &mut workspace.heads) {
+        workspace.poll.woken();
+        while let Some(taken) = self.take_or_poll(device, vring, &mut workspace) {
             if let Err(why) = self.count_elsewhere(workspace.heads.len(), taken.layout.size) {
                 return self.give_up(why);
             }
@@ -244,10 +262,52 @@ impl Queue {
         None
     }
 
-    /// Takes the next chains into `heads`; `None` when there are none, the
-    /// guest was asked to kick for the next one, and none came meanwhile; or
-    /// when the queue is stopped or broken.
-    fn take<F>(&self, device: &Common<F>, vring: &Vring, heads: &mut Vec<u16>) -> Option<Taken> {
+    /// Takes the next chains, for which the ring may be polled for a while;
+    /// `None` when the thread is to wait for a kick.
+    fn take_or_poll<F>(
+        &self,
+        device: &Common<F>,
+        vring: &Vring,
+        workspace: &mut Workspace,
+    ) -> Option<Taken> {
+        let Workspace { heads, poll, .. } = workspace;
+        if !poll.is_wanted() {
+            return self.take(device, vring, heads, WhenEmpty::AskForKick);
+        }
+        if let Some(taken) = self.take(device, vring, heads, WhenEmpty::StayQuiet) {
+            return Some(taken);
+        }
+        self.poll(device, vring, poll);
+        self.take(device, vring, heads, WhenEmpty::AskForKick)
+    }
+
+    /// Polls the ring without any lock until a request comes, the queue is to
+    /// stop, or it has taken long enough. The guest still believes that it need
+    /// not kick.
+    fn poll<F>(&self, device: &Common<F>, vring: &Vring, poll: &mut BusyPoll) {
+        let (layout, next_available) = {
+            let state = vring.get_ref();
+            (layout(&state), state.get_queue().next_avail())
+        };
+        let map = device.memory.memory();
+        let memory = Memory::new(&map, &device.logging);
+        if let Ok(ring) = Ring::new(memory, &layout) {
+            poll.poll(|| {
+                ring.has_available(next_available) || self.stopping.load(Ordering::Acquire)
+            });
+        }
+    }
+
+    /// Takes the next chains into `heads`; `None` when there are none and that
+    /// was dealt with as `when_empty` says, or when the queue is stopped or
+    /// broken. A guest that was asked to kick does so for the next chain.
+    fn take<F>(
+        &self,
+        device: &Common<F>,
+        vring: &Vring,
+        heads: &mut Vec<u16>,
+        when_empty: WhenEmpty,
+    ) -> Option<Taken> {
         heads.clear();
         self.vring.get_or_init(|| vring.clone());
         if self.broken.load(Ordering::Acquire) {
@@ -270,7 +330,7 @@ impl Queue {
                         next_available,
                     }));
                 }
-                if !ring.ask_for_kick(next_available) {
+                if when_empty == WhenEmpty::StayQuiet || !ring.ask_for_kick(next_available) {
                     return Ok(None);
                 }
             }
@@ -302,6 +362,7 @@ impl Queue {
             spans,
             scratch,
             heads,
+            ..
         } = workspace;
         let mut served = 0;
         let outcome = Ring::new(memory, &taken.layout).and_then(|ring| {

@@ -206,6 +206,11 @@ impl<'m> Ring<'m> {
         Ok(end)
     }
 
+    /// Whether there is a chain from `next_available` on.
+    pub fn has_available(&self, next_available: u16) -> bool {
+        u16::from_le(self.available_field(2).load(Ordering::Acquire)) != next_available
+    }
+
     /// Follows the chain that begins at `head` and gives its two sides.
     ///
     /// # Errors
@@ -351,7 +356,7 @@ impl<'m> Ring<'m> {
         // The wish must be out before the index is read again, or a request in
         // between would never be heard of.
         fence(Ordering::SeqCst);
-        u16::from_le(self.available_field(2).load(Ordering::Relaxed)) != next_available
+        self.has_available(next_available)
     }
 }
 
