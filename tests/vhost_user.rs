@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use common::PATIENCE;
 use common::daemon::{Daemon, default_binary};
@@ -409,6 +410,23 @@ fn a_queue_that_is_polled_can_be_stopped() {
         }
         let base = session.vmm.stop_queue(&session.client.queue);
         assert_eq!(base, session.client.queue.next_avail());
+        session.vmm.resume_queue(&session.client.queue, base);
+    }
+    session.client.getattr(ROOT).unwrap();
+    session.finish();
+}
+
+/// A kick that the daemon was about to look at belongs to a queue that is no
+/// more; the next one is served all the same, by the same thread.
+#[test]
+fn a_queue_outlives_being_stopped_and_started_amid_kicks() {
+    let mut session = Session::new(&[]);
+    for _ in 0..500 {
+        for _ in 0..3 {
+            session.client.queue.kick();
+        }
+        let base = session.vmm.stop_queue(&session.client.queue);
+        session.client.queue.kick = EventFd::new(EFD_NONBLOCK).unwrap();
         session.vmm.resume_queue(&session.client.queue, base);
     }
     session.client.getattr(ROOT).unwrap();

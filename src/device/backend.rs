@@ -30,8 +30,9 @@ use vmm_sys_util::event::{
 
 use super::config_space::{self, TAG_BYTES};
 use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
-use super::queue::{Common, Queue, Vring, Workspace};
+use super::queue::{Common, Queue, Workspace};
 use super::state::StateTransfer;
+use super::vring::Vring;
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
 use crate::fs::{FileSystem, Migrate, Patience, Wait};
 use crate::guest::GuestMemory;

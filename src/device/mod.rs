@@ -10,6 +10,7 @@ mod daemon;
 mod helpers;
 mod queue;
 mod state;
+mod vring;
 
 pub use crate::server::Access;
 pub use backend::{Device, DeviceOptions, Threads, WatchOptions};

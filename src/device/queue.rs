@@ -10,21 +10,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
-use vhost_user_backend::{VringMutex, VringState, VringT};
+use vhost_user_backend::{VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
 use super::busy_poll::BusyPoll;
 use super::helpers::Helpers;
+use super::vring::Vring;
 use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::buffers::{Readable, Spans, Writable};
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, Memory};
 use crate::server::{MustWait, Scratch, Server};
 use crate::sys::locks::{lock, wait_for};
-
-/// The vring as the library keeps it.
-pub(super) type Vring = VringMutex<GuestMemoryAtomic<GuestMemory>>;
 
 /// How long a queue that is to stop is waited for before requests that wait for
 /// locks are looked for again.
