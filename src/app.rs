@@ -20,7 +20,7 @@ use anyhow::{Context, bail};
 use rustix::io::Errno;
 
 use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
-use crate::device::{self, Access, DeviceOptions, Threads, WatchOptions};
+use crate::device::{self, Access, DeviceOptions, PoolMaker, Threads, WatchOptions};
 use crate::logging;
 use crate::metrics::{self, Metrics};
 use crate::migration::Migration;
@@ -36,6 +36,7 @@ use crate::process::signals::Held;
 use crate::process::socket::{SocketPlace, adopt_listener};
 use crate::process::user_namespace::IdRange;
 use crate::sys;
+use crate::sys::adopt_fd::adopt_the_rest;
 
 /// What management software is told that this program can do.
 const CAPABILITIES: &str = r#"{
@@ -62,6 +63,10 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let adopted = options.fd.map(adopt_listener);
+    // What else the parent left open is no business of the process inside.
+    let inherited = adopt_the_rest(options.fd);
+    sys::allocator::keep_from_files();
+    let pool_maker = PoolMaker::new();
     logging::init(options.effective_log_level(), options.syslog);
     if options.check {
         return check::run(&options, adopted);
@@ -117,6 +122,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             }
             Process::Inside(outside) => {
                 remove_on_exit.0.leave();
+                drop(inherited);
                 manager = Manager::default();
                 let inside = sandbox.enter(&settings.shared_dir)?;
                 (inside, Box::new(move || outside.tell_ready()))
@@ -140,6 +146,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         &settings,
         guest_descriptors,
         metrics,
+        pool_maker,
         is_ready,
     );
     manager.is_stopping();
@@ -193,6 +200,7 @@ fn serve(
     settings: &Settings,
     guest_descriptors: usize,
     metrics: Arc<Metrics>,
+    pool_maker: PoolMaker,
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     sys::ignore_file_size_signal();
@@ -230,6 +238,7 @@ fn serve(
         files,
         Arc::new(migration),
         &options,
+        pool_maker,
         thread_directory,
         is_ready,
     )

@@ -144,7 +144,11 @@ impl Serving {
     ///
     /// # Errors
     /// When threads cannot be set up so.
-    pub(super) fn new(threads: Threads, directory: &OwnedFd) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        threads: Threads,
+        maker: PoolMaker,
+        directory: &OwnedFd,
+    ) -> anyhow::Result<Self> {
         sys::thread::settle_in(directory).context(
             "cannot give a thread its own file-system context; \
              let the container's seccomp profile allow unshare(CLONE_FS)",
@@ -154,7 +158,9 @@ impl Serving {
             first: match threads {
                 Threads::Own => First::Own(Patience::Storage),
                 Threads::OwnAndHelpers => First::Own(Patience::Nothing),
-                Threads::Pool(threads) => First::Pool(start_pool(threads, directory.as_fd())?),
+                Threads::Pool(threads) => {
+                    First::Pool(start_pool(maker, threads, directory.as_fd())?)
+                }
             },
             storage_helpers: Helpers::new(STORAGE_HELPERS, copy()?),
             lock_helpers: Helpers::new(LOCK_HELPERS, copy()?),
@@ -279,15 +285,31 @@ fn job<F: FileSystem>(
     }
 }
 
+/// The maker of a pool of threads.
+///
+/// It counts the processors when it is made, which reads files: to be made before
+/// a sandbox is entered, in which their paths lead into the share.
+pub struct PoolMaker(ThreadPoolBuilder);
+
+impl PoolMaker {
+    /// A maker whose number of threads is yet to be settled.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(ThreadPoolBuilder::new())
+    }
+}
+
 /// Starts the threads of the pool and waits until each is set up.
 fn start_pool(
+    mut maker: PoolMaker,
     threads: usize,
     directory: std::os::fd::BorrowedFd<'_>,
 ) -> anyhow::Result<ThreadPool> {
     let directory = directory
         .try_clone_to_owned()
         .context("cannot copy a descriptor")?;
-    ThreadPoolBuilder::new()
+    maker
+        .0
         .pool_size(threads)
         .name_prefix("pool-")
         .after_start(move |_| settle(&directory))

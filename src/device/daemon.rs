@@ -10,7 +10,7 @@ use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 
-use super::backend::Serving;
+use super::backend::{PoolMaker, Serving};
 use super::{Device, DeviceOptions};
 use crate::fs::{FileSystem, Migrate};
 use crate::guest::GuestMemory;
@@ -24,6 +24,7 @@ const MILESTONE: &str = "virtiofsd";
 /// disconnects; with `keep_listening` then to the next one, without end.
 /// `migrate` is the same file system, for moving its state.
 ///
+/// `pool_maker` makes the pool if there is to be one;
 /// `thread_directory` becomes the working directory of every serving thread;
 /// `is_ready` is called when the first connection can be served.
 ///
@@ -35,6 +36,7 @@ pub fn serve(
     file_system: Arc<impl FileSystem>,
     migrate: Arc<dyn Migrate>,
     options: &DeviceOptions,
+    pool_maker: PoolMaker,
     thread_directory: OwnedFd,
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
@@ -42,7 +44,11 @@ pub fn serve(
     let watch = Watch::new(counted, options.watch.slow);
     let server = Arc::new(Server::new(file_system, options.access, watch));
     options.metrics.ask(as_source(&server));
-    let serving = Arc::new(Serving::new(options.threads, &thread_directory)?);
+    let serving = Arc::new(Serving::new(
+        options.threads,
+        pool_maker,
+        &thread_directory,
+    )?);
     let mut listener = Listener::from(listener);
     let mut is_ready = Some(is_ready);
     loop {

@@ -13,7 +13,7 @@ mod state;
 mod vring;
 
 pub use crate::server::Access;
-pub use backend::{Device, DeviceOptions, Threads, WatchOptions};
+pub use backend::{Device, DeviceOptions, PoolMaker, Threads, WatchOptions};
 pub use config_space::TAG_BYTES;
 pub use daemon::serve;
 

@@ -1,4 +1,4 @@
-//! Taking over a descriptor that the parent process passed by its number.
+//! Taking over descriptors that the parent process passed, or left open.
 #![allow(unsafe_code)]
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -26,4 +26,24 @@ pub fn adopt_fd(number: RawFd) -> Result<OwnedFd, Errno> {
     // else in this process owns it: nothing was opened before, or its owner
     // has given it up.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Takes ownership of all descriptors that are open, but the standard ones and
+/// `but`, so that they can be closed where they have no business.
+///
+/// Call this before anything but `but` is opened. Where there is no /proc none
+/// is found.
+pub fn adopt_the_rest(but: Option<RawFd>) -> Vec<OwnedFd> {
+    let Ok(list) = std::fs::read_dir("/proc/self/fd") else {
+        return Vec::new();
+    };
+    let numbers: Vec<RawFd> = list
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2 && Some(*number) != but)
+        .collect();
+    // The list itself was one of them, and is closed by now: EBADF.
+    numbers
+        .into_iter()
+        .filter_map(|number| adopt_fd(number).ok())
+        .collect()
 }

@@ -3,6 +3,7 @@
 //! Together with `guest` the only place where `unsafe` may stand.
 
 pub mod adopt_fd;
+pub mod allocator;
 pub mod cpath;
 pub mod file_handle;
 pub mod ioctl;

@@ -5,6 +5,7 @@
 //! - [`frontend`] is the vhost-user front end and its split virtqueues.
 //! - [`held_fs`] is a file system of the host that waits for the test.
 //! - [`machine`] is a guest that moves from daemon to daemon.
+//! - [`trace`] is what a daemon asked of the kernel.
 //! - [`session`] is all of these together, for tests of single operations.
 //! - [`wire`] is an independent definition of the FUSE wire format.
 //! - [`fuse_client`] sends requests and checks every reply.
@@ -29,6 +30,7 @@ pub mod held_fs;
 pub mod machine;
 pub mod memory;
 pub mod session;
+pub mod trace;
 pub mod wire;
 
 mod event {
