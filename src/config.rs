@@ -34,6 +34,8 @@ impl CachePolicy {
 pub struct Config {
     /// How far the guest may trust its cache.
     pub cache: CachePolicy,
+    /// For how long the guest may trust that a name does not exist.
+    pub negative_timeout: Duration,
     /// Whether the guest may gather writes in its page cache.
     pub writeback: bool,
     /// Whether `O_DIRECT` of the guest reaches the host.

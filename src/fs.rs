@@ -126,6 +126,12 @@ pub trait FileSystem: Send + Sync + 'static {
     /// (bits of `fuse::flags::init`).
     fn wanted_features(&self, offered: u64) -> u64;
 
+    /// For how long the guest may trust that a name does not exist, which
+    /// `lookup` says with `ENOENT`; zero for not at all.
+    fn negative_timeout(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// A session begins with these features; what an earlier one held is dropped.
     ///
     /// # Errors

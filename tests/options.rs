@@ -14,7 +14,9 @@ use std::os::unix::fs::MetadataExt;
 
 use common::fuse_client::{Answer, SetAttr};
 use common::session::Session;
-use common::wire::{FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ROOT, init, xattr_names};
+use common::wire::{
+    FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ROOT, init, xattr_names,
+};
 
 const DAY: u64 = 86_400;
 
@@ -48,13 +50,13 @@ fn the_cache_policy_decides_time_outs_and_open_flags() {
         assert_eq!(c.setattr(entry.nodeid, &mode).unwrap().valid, seconds);
         assert_eq!(c.mkdir(ROOT, "d", 0o755, 0).unwrap().entry_valid, seconds);
         assert_eq!(
-            c.open(entry.nodeid, libc::O_RDWR).unwrap().flags,
+            c.open(entry.nodeid, libc::O_RDWR).unwrap().flags & !FOPEN_NOFLUSH,
             file_flags,
             "{args:?}"
         );
         let (created, open) = c.create(ROOT, "new", libc::O_RDWR, 0o600).unwrap();
         assert_eq!(
-            (created.entry_valid, open.flags),
+            (created.entry_valid, open.flags & !FOPEN_NOFLUSH),
             (seconds, file_flags),
             "{args:?}"
         );
@@ -97,6 +99,63 @@ fn shared_mappings_need_an_option() {
             expected,
             "{args:?}"
         );
+        session.finish();
+    }
+}
+
+// ---- fewer round trips
+
+#[test]
+fn that_a_name_is_missing_may_be_remembered_if_asked_for() {
+    for (args, expected) in [
+        (&[][..], Err(libc::ENOENT)),
+        (&["--negative-timeout=0"], Err(libc::ENOENT)),
+        (&["--negative-timeout=5"], Ok((0, 5, 0))),
+        (&["--negative-timeout=5", "--readonly"], Ok((0, 5, 0))),
+    ] {
+        let mut session = Session::new(args);
+        let c = &mut session.client;
+        let found = c.lookup(ROOT, "none");
+        let found = found.map(|entry| (entry.nodeid, entry.entry_valid, entry.attr_valid));
+        assert_eq!(found, expected, "{args:?}");
+        // What is no missing name is an error as before.
+        assert_eq!(c.lookup(4711, "none").unwrap_err(), libc::ESTALE);
+        assert_eq!(
+            c.lookup(ROOT, "n".repeat(256)).unwrap_err(),
+            libc::ENAMETOOLONG
+        );
+        if args.contains(&"--readonly") {
+            let created = c.create(ROOT, "none", libc::O_RDWR, 0o600);
+            assert_eq!(created.unwrap_err(), libc::EROFS);
+        } else {
+            c.create(ROOT, "none", libc::O_RDWR, 0o600).unwrap();
+            assert_ne!(c.lookup(ROOT, "none").unwrap().nodeid, 0);
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn targets_of_links_may_be_kept_unless_nothing_may() {
+    for (args, expected) in [(&[][..], true), (&["--cache=never"], false)] {
+        let session = Session::new(args);
+        let kept = session.init.unwrap().has(init::CACHE_SYMLINKS);
+        assert_eq!(kept, expected, "{args:?}");
+        session.finish();
+    }
+}
+
+#[test]
+fn a_file_that_was_only_read_needs_no_flush_unless_locks_end_with_it() {
+    for (args, expected) in [(&[][..], FOPEN_NOFLUSH), (&["--posix-lock"], 0)] {
+        let mut session = Session::new(args);
+        session.put("f", "text");
+        let c = &mut session.client;
+        let f = c.walk("f").unwrap().nodeid;
+        let open = c.open(f, libc::O_RDONLY).unwrap();
+        assert_eq!(open.flags & FOPEN_NOFLUSH, expected, "{args:?}");
+        // A guest that flushes all the same is served.
+        c.flush(f, open.fh).unwrap();
         session.finish();
     }
 }

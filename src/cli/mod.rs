@@ -277,6 +277,7 @@ impl Options {
             || self.security_label != Negotiation::Never;
         Config {
             cache,
+            negative_timeout: Duration::from_secs(self.negative_timeout.into()),
             writeback: self.writeback,
             allow_direct_io: self.allow_direct_io,
             allow_mmap: self.allow_mmap,

@@ -88,6 +88,12 @@ pub struct Options {
     #[arg(value_enum, ignore_case = true, default_value = "auto")]
     pub cache: CacheChoice,
 
+    /// Let the guest believe for N seconds that a name which it did not find
+    /// does not exist; until then it does not see that the host makes it.
+    #[arg(long, value_name = "SECONDS", help_heading = "Cache and speed")]
+    #[arg(default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub negative_timeout: u32,
+
     /// Let the guest gather writes before it sends them; safe where it alone
     /// changes the files.
     #[arg(long, help_heading = "Cache and speed")]

@@ -33,6 +33,8 @@ pub mod init {
     pub const POSIX_ACL: u64 = 1 << 20;
     /// `max_pages` of the reply is valid.
     pub const MAX_PAGES: u64 = 1 << 22;
+    /// The guest may keep the targets of symbolic links.
+    pub const CACHE_SYMLINKS: u64 = 1 << 23;
     /// Mount points carry [`super::attr::SUBMOUNT`].
     pub const SUBMOUNTS: u64 = 1 << 27;
     /// Set-id bits and capabilities of a file that changes are dropped by us,
@@ -113,6 +115,8 @@ pub mod open {
     pub const KEEP_CACHE: u32 = 1 << 1;
     /// The guest may cache the directory's entries.
     pub const CACHE_DIR: u32 = 1 << 3;
+    /// The guest need not tell when a descriptor is closed.
+    pub const NOFLUSH: u32 = 1 << 5;
 }
 
 /// Bits of `fuse_write_in.write_flags`.

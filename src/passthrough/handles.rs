@@ -56,6 +56,12 @@ impl Handle {
         }
     }
 
+    /// Whether closing it may bring what nothing else does: errors of writes that
+    /// the host has kept back. Only files on a server and the like do so.
+    pub fn needs_flush(&self) -> bool {
+        self.is_writable && !matches!(self.kind, Kind::Local | Kind::Memory)
+    }
+
     /// An open directory.
     pub fn directory(node: NodeId, fd: GuestFd) -> Self {
         Self {
@@ -263,6 +269,20 @@ mod tests {
         }
         assert_eq!(handles.directory(NodeId(5), file).unwrap_err(), Errno::BADF);
         assert_eq!(handles.file(NodeId(6), dir).unwrap_err(), Errno::BADF);
+    }
+
+    #[test]
+    fn only_files_that_are_written_somewhere_else_need_a_flush() {
+        for (kind, flags, expected) in [
+            (Kind::Local, OFlags::RDWR, false),
+            (Kind::Memory, OFlags::WRONLY, false),
+            (Kind::Served, OFlags::WRONLY, true),
+            (Kind::Other, OFlags::RDWR, true),
+            (Kind::Served, OFlags::RDONLY, false),
+        ] {
+            let handle = Handle::file(NodeId(5), fd(), kind, flags);
+            assert_eq!(handle.needs_flush(), expected, "{kind:?} {flags:?}");
+        }
     }
 
     #[test]

@@ -235,10 +235,19 @@ impl FileSystem for Passthrough {
             )
             | when(config.posix_lock, features::POSIX_LOCKS)
             | when(config.flock, features::FLOCK_LOCKS)
+            // A link's target never changes.
+            | when(
+                config.cache != CachePolicy::Never,
+                features::CACHE_SYMLINKS,
+            )
             | when(config.writeback, features::WRITEBACK_CACHE)
             | when(config.announce_submounts, features::SUBMOUNTS)
             | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
             | optional::to_ask_for(config, offered)
+    }
+
+    fn negative_timeout(&self) -> Duration {
+        self.config.negative_timeout
     }
 
     fn start(&self, agreed: u64) -> Result<()> {

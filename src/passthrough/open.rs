@@ -117,10 +117,14 @@ impl Passthrough {
     }
 
     fn opened_file(&self, handle: Handle) -> Opened {
-        let handle = self.handles.insert(handle);
+        let mut flags = cache_flags(self.config.cache).0;
+        // FLUSH is also what ends the record locks of a process that closes.
+        if !handle.needs_flush() && !self.has(init::POSIX_LOCKS) {
+            flags |= flags::open::NOFLUSH;
+        }
         Opened {
-            handle,
-            flags: cache_flags(self.config.cache).0,
+            handle: self.handles.insert(handle),
+            flags,
         }
     }
 

@@ -3,13 +3,14 @@
 
 use std::sync::Once;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Access, Server};
 use crate::fs::{Entry, Failure, FileSystem, Locking, Patience};
-use crate::fuse::abi::{ForgetOne, GetxattrOut, InHeader, IoctlOut, LseekOut, WriteOut};
+use crate::fuse::abi::{EntryOut, ForgetOne, GetxattrOut, InHeader, IoctlOut, LseekOut, WriteOut};
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::init::{Negotiation, negotiate};
 use crate::fuse::op::{Caller, InitArgs, Op, ReadArgs};
@@ -34,7 +35,12 @@ impl<F: FileSystem> Server<F> {
         let node = NodeId(header.nodeid);
         let who = &Caller::of(header);
         let done = match op {
-            Op::Lookup { name } => put_entry(reply, &fs.lookup(node, name)?),
+            Op::Lookup { name } => match fs.lookup(node, name) {
+                Err(Errno::NOENT) if !fs.negative_timeout().is_zero() => {
+                    put(reply, &missing(fs.negative_timeout()))
+                }
+                found => put_entry(reply, &found?),
+            },
             Op::Forget { count } => {
                 fs.forget(node, count);
                 Ok(())
@@ -201,6 +207,16 @@ impl<F: FileSystem> Server<F> {
 /// Writes a struct; `handle` made sure that there is room.
 fn put(reply: &mut Writable<'_>, value: &(impl IntoBytes + Immutable)) -> Result<(), Errno> {
     put_bytes(reply, value.as_bytes())
+}
+
+/// The entry of a name that does not exist: it has no node, and the guest may
+/// remember that for a while.
+fn missing(timeout: Duration) -> EntryOut {
+    EntryOut {
+        entry_valid: timeout.as_secs(),
+        entry_valid_nsec: timeout.subsec_nanos(),
+        ..EntryOut::default()
+    }
 }
 
 fn put_entry(reply: &mut Writable<'_>, entry: &Entry) -> Result<(), Errno> {
