@@ -19,12 +19,13 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use rustix::io::Errno;
 
-use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag, later};
+use crate::cli::{self, Options, Seccomp, Settings, SocketChoice, Tag};
+use crate::config::{Config, InodeFileHandles};
 use crate::device::{self, Access, DeviceOptions, PoolMaker, Threads, WatchOptions};
 use crate::logging;
 use crate::metrics::{self, Metrics};
 use crate::migration::Migration;
-use crate::passthrough::{IdMaps, Passthrough};
+use crate::passthrough::{IdMaps, Passthrough, try_file_handles};
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits::{self, Needs};
 use crate::process::own_files::{OwnFiles, RemoveOnExit};
@@ -72,11 +73,10 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         return check::run(&options, adopted);
     }
 
-    let settings = options.settings()?;
-    let kept = Kept::with(&settings.modcaps.add, &settings.modcaps.remove)?;
+    let mut settings = options.settings()?;
+    let mut kept = Kept::with(&settings.modcaps.add, &settings.modcaps.remove)?;
     check_shared_dir(&settings.shared_dir)?;
     options.warn_about_deprecated();
-    later::refuse(&options)?;
     // Made when it is needed; here it only has to be possible.
     IdMaps::new(&settings.config)?;
     let sandbox = sandbox(&settings)?;
@@ -129,6 +129,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             }
         },
     };
+    if uses_file_handles(&mut settings.config, &inside.root)? {
+        kept = kept.with_file_handles();
+    }
     drop_supplementary_groups()?;
     capabilities::reduce(kept)?;
     let metrics = Arc::<Metrics>::default();
@@ -193,6 +196,36 @@ fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Whether inodes are going to be held by file handles: whether that is wanted
+/// and works for the shared directory.
+fn uses_file_handles(config: &mut Config, shared_dir: &Path) -> anyhow::Result<bool> {
+    if config.inode_file_handles == InodeFileHandles::Never {
+        return Ok(false);
+    }
+    let Err(errno) = try_file_handles(shared_dir) else {
+        return Ok(true);
+    };
+    if config.inode_file_handles == InodeFileHandles::Mandatory {
+        return Err(errno).context(
+            "--inode-file-handles=mandatory: the shared directory cannot be opened by its file \
+             handle, which takes a file system that has some and the capability \
+             dac_read_search; use prefer",
+        );
+    }
+    // Nobody who is not root expects it.
+    let level = if rustix::process::geteuid().is_root() {
+        log::Level::Warn
+    } else {
+        log::Level::Info
+    };
+    log::log!(
+        level,
+        "file handles cannot be used here ({errno}): inodes are held by descriptors"
+    );
+    config.inode_file_handles = InodeFileHandles::Never;
+    Ok(false)
+}
+
 /// Serves one front end until it disconnects, or one after the other.
 fn serve(
     listener: UnixListener,
@@ -204,6 +237,7 @@ fn serve(
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     sys::ignore_file_size_signal();
+    sys::give_back_large_memory();
     let files = Arc::new(Passthrough::new(
         &inside.root,
         inside.proc_self_fd,

@@ -29,6 +29,18 @@ impl CachePolicy {
     }
 }
 
+/// Whether inodes are held by file handles.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum InodeFileHandles {
+    /// No: by descriptors.
+    #[default]
+    Never,
+    /// Yes, where the file system has some.
+    Prefer,
+    /// Yes; a file system that has none is not served.
+    Mandatory,
+}
+
 /// The settings of the file system.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -64,6 +76,8 @@ pub struct Config {
     pub preserve_noatime: bool,
     /// Whether mounts below the shared directory are mounts in the guest.
     pub announce_submounts: bool,
+    /// Whether inodes are held by file handles.
+    pub inode_file_handles: InodeFileHandles,
     /// What becomes of user ids between guest and host.
     pub translate_uid: Vec<Translation>,
     /// The same for group ids.

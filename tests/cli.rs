@@ -534,15 +534,6 @@ fn translations_that_overlap_are_both_named_before_anything_is_made() {
 }
 
 #[test]
-fn an_option_that_is_still_to_come_is_refused() {
-    let place = Place::new();
-    place
-        .refused(&["--inode-file-handles=mandatory"])
-        .is_failure("this version does not have yet: --inode-file-handles=mandatory (");
-    assert_eq!(place.names(), ["share"]);
-}
-
-#[test]
 fn values_are_checked_even_where_the_part_is_still_to_come() {
     let place = Place::new();
     place

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
-use crate::cli::{Options, Settings, SocketChoice, later};
+use crate::cli::{Options, Settings, SocketChoice};
 use crate::passthrough::{IdMaps, Passthrough};
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits;
@@ -56,7 +56,6 @@ pub(super) fn run(
     let Some(settings) = report.step("options", options.settings()) else {
         return Ok(report.code());
     };
-    report.step("parts of this version", later::refuse(options));
     let shared_dir = report.step(
         &of("shared directory", settings.shared_dir.display()),
         super::check_shared_dir(&settings.shared_dir),
@@ -131,6 +130,12 @@ fn check_inside(
     let Some(inside) = report.step("sandbox", inside) else {
         return report.code();
     };
+    let mut config = settings.config.clone();
+    let handles = super::uses_file_handles(&mut config, &inside.root);
+    let kept = match report.step("file handles", handles) {
+        Some(true) => kept.with_file_handles(),
+        _ => kept,
+    };
     let rights = super::drop_supplementary_groups().and_then(|()| capabilities::reduce(kept));
     report.step("rights", rights);
     let threads = sys::thread::unshare_fs().map_err(|errno| {
@@ -140,12 +145,7 @@ fn check_inside(
         )
     });
     report.step("threads", threads);
-    let tree = Passthrough::new(
-        &inside.root,
-        inside.proc_self_fd,
-        settings.config.clone(),
-        descriptors,
-    );
+    let tree = Passthrough::new(&inside.root, inside.proc_self_fd, config, descriptors);
     report.step("tree", tree);
     let filter = super::filter_system_calls(settings.seccomp);
     report.step("filter of system calls", filter);

@@ -4,7 +4,6 @@
 //! then makes plain data of it, with the errors that belong into the log.
 
 mod compat;
-pub mod later;
 mod options;
 mod values;
 
@@ -292,6 +291,7 @@ impl Options {
             flock: self.flock,
             preserve_noatime: self.preserve_noatime,
             announce_submounts: !self.no_announce_submounts,
+            inode_file_handles: self.inode_file_handles.into(),
             translate_uid: self.translate_uid.clone(),
             translate_gid: self.translate_gid.clone(),
         }

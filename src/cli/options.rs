@@ -9,7 +9,7 @@ use clap::{ArgAction, Parser, ValueEnum, ValueHint};
 use log::LevelFilter;
 
 use super::values::{IdMap, Tag, parse_id_map, parse_tag, parse_translation, parse_xattr_map};
-use crate::config::{CachePolicy, Translation, Wanted, XattrRule};
+use crate::config::{CachePolicy, InodeFileHandles, Translation, Wanted, XattrRule};
 
 /// How the start of the usage line reads.
 const USAGE: &str = "virtiofsd --shared-dir <DIR> --socket-path <PATH> [OPTIONS]";
@@ -359,6 +359,16 @@ pub enum FileHandles {
     /// The old name of `Prefer`.
     #[value(hide = true)]
     Fallback,
+}
+
+impl From<FileHandles> for InodeFileHandles {
+    fn from(choice: FileHandles) -> Self {
+        match choice {
+            FileHandles::Never => Self::Never,
+            FileHandles::Prefer | FileHandles::Fallback => Self::Prefer,
+            FileHandles::Mandatory => Self::Mandatory,
+        }
+    }
 }
 
 /// How much a feature is wanted that the guest may not have.

@@ -6,6 +6,7 @@
 //! that it is elsewhere.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -161,7 +162,12 @@ impl Restore<'_> {
             self.extras.insert(node.id, fd);
             return Ok(());
         }
-        match self.fs.restore_node(node.id, node.lookups, fd) {
+        let place = match &node.place {
+            Place::In { parent, name } => Some((*parent, CString::new(*name)?)),
+            _ => None,
+        };
+        let place = place.as_ref().map(|(parent, name)| (*parent, &**name));
+        match self.fs.restore_node(node.id, node.lookups, fd, place) {
             Err(Errno::EXIST) => bail!("another of the guest's inodes is the same file"),
             result => Ok(result?),
         }

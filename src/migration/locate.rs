@@ -49,6 +49,7 @@ pub struct Locator<'a> {
 }
 
 /// A directory on the way, open.
+#[allow(clippy::large_enum_variant)] // It is never kept.
 enum Directory<'a> {
     Held(Node),
     Extra(BorrowedFd<'a>),

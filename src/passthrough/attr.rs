@@ -16,7 +16,7 @@ use crate::fs::{Attributes, Result};
 use crate::fuse::abi::{Attr, StatfsOut, StatxOut, StatxTime};
 use crate::fuse::flags::statx;
 use crate::fuse::op::{Caller, SetTime, SetattrArgs, StatxArgs};
-use crate::id::NodeId;
+use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
 
 /// Permission bits, set-id and sticky included.
@@ -97,9 +97,13 @@ pub(super) fn decode_device(device: u32) -> (u32, u32) {
 
 impl Passthrough {
     /// GETATTR.
-    pub(super) fn attributes(&self, node: NodeId) -> Result<Attributes> {
-        let inode = self.node(node)?;
-        Ok(self.attributes_of(&identify(inode.as_fd())?))
+    pub(super) fn attributes(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
+        // What is open tells it without being opened first.
+        let found = match handle {
+            Some(handle) => identify(self.handles.any(node, handle)?.as_fd())?,
+            None => identify(self.node(node)?.as_fd())?,
+        };
+        Ok(self.attributes_of(&found))
     }
 
     /// STATX: of the attributes that are asked for, those that the host has.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::inode::Node;
+use super::lookup::Interest;
 use crate::fs::Result;
 use crate::fuse::abi::{Attr, EntryOut};
 use crate::fuse::dirent::{DirEntry, DirPacker};
@@ -229,7 +230,7 @@ impl Passthrough {
             entry.ino = directory.key().ino;
         }
         if into.with_attributes() && !is_dots {
-            match self.look_up_beneath(directory, name) {
+            match self.look_up_beneath(directory, name, Interest::Listed) {
                 Ok(found) => return into.push(entry, &found.to_wire()),
                 Err(errno) => log::debug!("an entry of a directory was not looked up: {errno}"),
             }

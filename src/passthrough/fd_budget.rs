@@ -31,17 +31,16 @@ impl FdBudget {
         (self.total.saturating_sub(left), self.total)
     }
 
-    /// Takes a place for one descriptor, before it is opened.
+    /// Takes a place for one descriptor, before it is opened; where none is
+    /// left, tries to have another descriptor closed for it.
     ///
     /// # Errors
-    /// `ENFILE` when none is left; said once in the log.
-    pub fn reserve(self: &Arc<Self>) -> Result<Place, Errno> {
-        let taken = self
-            .left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(1)
-            });
-        if taken.is_err() {
+    /// `ENFILE` when there is none; said once in the log.
+    pub fn reserve(self: &Arc<Self>, close_one: impl Fn() -> bool) -> Result<Place, Errno> {
+        while !self.take() {
+            if close_one() {
+                continue;
+            }
             if !self.reported.swap(true, Ordering::Relaxed) {
                 log::warn!(
                     "the guest holds all {} descriptors that it may; raise --rlimit-nofile",
@@ -53,6 +52,21 @@ impl FdBudget {
         Ok(Place {
             budget: Arc::clone(self),
         })
+    }
+
+    /// Takes a place that [`FdBudget::give_back`] gives back, if one is left.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            })
+            .is_ok()
+    }
+
+    /// Gives a place back that was taken.
+    pub fn give_back(&self) {
+        self.left.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -72,7 +86,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.budget.left.fetch_add(1, Ordering::Relaxed);
+        self.budget.give_back();
     }
 }
 
@@ -97,16 +111,27 @@ mod tests {
     #[test]
     fn an_empty_budget_says_enfile_until_a_place_is_free() {
         let budget = FdBudget::new(2);
-        let first = budget.reserve().unwrap();
+        let first = budget.reserve(|| false).unwrap();
         let second = budget
-            .reserve()
+            .reserve(|| false)
             .unwrap()
             .hold(std::fs::File::open("/").unwrap().into());
-        assert_eq!(budget.reserve().unwrap_err(), Errno::NFILE);
+        assert_eq!(budget.reserve(|| false).unwrap_err(), Errno::NFILE);
         drop(second);
-        let third = budget.reserve().unwrap();
-        assert_eq!(budget.reserve().unwrap_err(), Errno::NFILE);
+        let third = budget.reserve(|| false).unwrap();
+        assert_eq!(budget.reserve(|| false).unwrap_err(), Errno::NFILE);
         drop((first, third));
-        assert!(budget.reserve().is_ok());
+        assert!(budget.reserve(|| false).is_ok());
+    }
+
+    #[test]
+    fn a_place_is_made_where_one_can_be() {
+        let budget = FdBudget::new(1);
+        assert!(budget.take());
+        let made = budget.reserve(|| {
+            budget.give_back();
+            true
+        });
+        assert!(made.is_ok());
     }
 }

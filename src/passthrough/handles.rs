@@ -203,6 +203,23 @@ impl Handles {
             .ok_or(Errno::BADF)
     }
 
+    /// An open file or directory of this node.
+    ///
+    /// # Errors
+    /// `EBADF` if it is none.
+    pub fn any(&self, node: NodeId, id: HandleId) -> Result<Arc<Handle>, Errno> {
+        self.get(node, id).ok_or(Errno::BADF)
+    }
+
+    /// Some handle of a node, for when nothing else leads to it: all handles are
+    /// looked through.
+    pub fn some_of(&self, node: NodeId) -> Option<Arc<Handle>> {
+        self.shards.iter().find_map(|shard| {
+            let shard = read(shard);
+            shard.values().find(|handle| handle.node == node).cloned()
+        })
+    }
+
     /// Makes sure that this is a handle of this node.
     ///
     /// # Errors
@@ -249,7 +266,10 @@ mod tests {
 
     fn fd() -> GuestFd {
         let file = std::fs::File::open("/dev/null").unwrap();
-        FdBudget::new(1).reserve().unwrap().hold(file.into())
+        FdBudget::new(1)
+            .reserve(|| false)
+            .unwrap()
+            .hold(file.into())
     }
 
     fn file(node: u64) -> Handle {

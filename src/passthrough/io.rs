@@ -196,10 +196,10 @@ impl Passthrough {
 
     /// SYNCFS: everything of the file system that the node is on.
     pub(super) fn sync_file_system(&self, node: NodeId) -> Result<()> {
-        let inode = self.node(node)?;
+        let inode = self.inode(node)?;
         if !matches!(inode.kind(), FileType::Directory | FileType::RegularFile) {
             return Err(Errno::INVAL);
         }
-        rustix::fs::syncfs(self.reopen(inode.as_fd(), OFlags::RDONLY)?)
+        rustix::fs::syncfs(self.open_inode(&inode, OFlags::RDONLY)?)
     }
 }

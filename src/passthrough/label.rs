@@ -138,7 +138,7 @@ impl Passthrough {
         if self.has(features::SECURITY_CTX) && extensions.security_context.is_some() {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let named = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-            if super::lookup::identify(named.as_fd())?.key == found.key {
+            if super::lookup::identify(named.as_fd())?.identity == found.identity {
                 return Ok(named);
             }
         }

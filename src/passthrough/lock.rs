@@ -613,7 +613,7 @@ impl Passthrough {
     }
 
     fn open_lock_file(&self, handle: &Handle) -> Result<(GuestFd, bool)> {
-        let place = self.budget.reserve().map_err(|_| Errno::NOLCK)?;
+        let place = self.place().map_err(|_| Errno::NOLCK)?;
         let is_writable = handle.is_writable();
         let file = if is_writable {
             // A file that may be written and not read still takes exclusive locks.
@@ -675,7 +675,12 @@ mod tests {
     fn held() -> Held {
         let file = std::fs::File::open("/dev/null").unwrap();
         Held {
-            file: Arc::new(FdBudget::new(1).reserve().unwrap().hold(file.into())),
+            file: Arc::new(
+                FdBudget::new(1)
+                    .reserve(|| false)
+                    .unwrap()
+                    .hold(file.into()),
+            ),
             is_writable: false,
             pid: 1,
             handles: HashSet::new(),

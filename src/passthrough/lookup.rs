@@ -1,46 +1,65 @@
 //! From a name to a node.
 //!
-//! A name is asked for its identity first: one call where the guest holds the
-//! node already. Only a new one is opened, and then identified by what was
-//! opened, since the name may mean another file by then.
+//! A name is asked for its identity first, by one `statx(2)`: for an inode that
+//! the guest holds that is all, unless the file is so young that its number and
+//! time of birth do not prove yet that it is the one that is held. Only then,
+//! and for new inodes, more is asked: the file handle, or a descriptor.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::Passthrough;
 use super::attr;
-use super::fd_budget::Place;
-use super::inode::Node;
-use super::inode_store::InodeKey;
+use super::inode::{Held, Identity, Inode, InodeKey, Node};
+use super::inode_store::{Match, NewInode, NewPath};
+use super::mount_fds::Mount;
+use crate::config::InodeFileHandles;
 use crate::fs::{Attributes, Entry, Result};
 use crate::fuse::abi::Attr;
 use crate::fuse::cursor::Name;
 use crate::fuse::flags;
 use crate::id::NodeId;
+use crate::sys::file_handle::{FileHandle, name_to_handle};
+use crate::sys::shared_fd::SharedFd;
+
+/// Two files of one number have different times of birth if this long lies
+/// between them: the host's clock goes in ticks of at most 10 ms.
+pub(super) const BIRTHS_DIFFER: Duration = Duration::from_millis(20);
 
 /// A file as the host shows it.
 pub(super) struct Found {
-    pub(super) key: InodeKey,
-    pub(super) kind: FileType,
+    pub(super) identity: Identity,
     /// With the ids of the host.
     pub(super) attr: Attr,
 }
 
 impl From<Statx> for Found {
     fn from(stat: Statx) -> Self {
+        let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let nanoseconds = i64::from(stat.stx_btime.tv_nsec);
+        let born = stat.stx_btime.tv_sec.checked_mul(1_000_000_000);
         Self {
-            key: InodeKey::of(&stat),
-            kind: FileType::from_raw_mode(stat.stx_mode.into()),
+            identity: Identity {
+                key: InodeKey::of(&stat),
+                kind: FileType::from_raw_mode(stat.stx_mode.into()),
+                born: born
+                    .and_then(|born| born.checked_add(nanoseconds))
+                    .filter(|_| has_birth),
+            },
             attr: attr::from_statx(&stat),
         }
     }
 }
 
 /// What is asked of the host about a file: what a reply needs and its identity.
-const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::MNT_ID)
+    .union(StatxFlags::BTIME);
 
 /// Identifies an open file.
 ///
@@ -52,42 +71,284 @@ pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
 }
 
 /// Identifies a name without opening it.
-fn identify_name(parent: &Node, name: &CStr) -> Result<Found> {
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(super) fn identify_name(parent: impl AsFd, name: &CStr) -> Result<Found> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     Ok(rustix::fs::statx(parent, name, flags, WANTED)?.into())
+}
+
+/// Opens the path of a name.
+///
+/// # Errors
+/// Those of `open(2)`.
+pub(super) fn open_path(parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// Whether from now on a file of this number and time of birth is this one for
+/// sure. It exists at this moment, so that another one with its number would be
+/// born later; and it was born so long ago that "later" shows.
+pub(super) fn is_settled(identity: &Identity, mount: &Mount) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let (Some(born), Ok(now)) = (identity.born, now) else {
+        return false;
+    };
+    let old_enough = now.saturating_sub(BIRTHS_DIFFER).as_nanos();
+    mount.knows_birth() && u128::try_from(born).is_ok_and(|born| born < old_enough)
+}
+
+/// What the guest is going to do with what it looks up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Interest {
+    /// It has asked for this name.
+    Asked,
+    /// It reads a directory, and may never use most of the entries.
+    Listed,
 }
 
 impl Passthrough {
     /// LOOKUP.
     pub(super) fn look_up(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.look_up_beneath(&self.node(parent)?, name.as_c_str())
+        self.look_up_beneath(&self.node(parent)?, name.as_c_str(), Interest::Asked)
     }
 
     /// Finds a name in a directory and counts a look-up of its node.
-    pub(super) fn look_up_beneath(&self, parent: &Node, name: &CStr) -> Result<Entry> {
+    pub(super) fn look_up_beneath(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        interest: Interest,
+    ) -> Result<Entry> {
         let found = identify_name(parent, name)?;
-        match self.inodes.acquire(&found.key) {
-            Some(node) => {
-                self.tracking
-                    .tell(|tracker| tracker.found(node, parent.id(), name));
-                Ok(self.entry_beneath(parent, node, &found))
-            }
-            None => self.look_up_new(parent, name, self.budget.reserve()?),
-        }
-    }
-
-    /// As [`Passthrough::look_up_beneath`], for a name that is probably new.
-    pub(super) fn look_up_new(&self, parent: &Node, name: &CStr, place: Place) -> Result<Entry> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-        let found = identify(fd.as_fd())?;
-        if found.key.device != parent.key().device {
-            self.file_systems.meet(found.key.device, fd.as_fd());
-        }
-        let node = self.inodes.insert(found.key, found.kind, place.hold(fd));
+        let (node, found) = match self.count_look_up(parent, name, &found)? {
+            Some(node) => (node, found),
+            None => self.hold(parent, name, found, interest)?,
+        };
         self.tracking
             .tell(|tracker| tracker.found(node, parent.id(), name));
         Ok(self.entry_beneath(parent, node, &found))
+    }
+
+    /// Counts a look-up of a file that was found, if the guest holds it.
+    fn count_look_up(&self, parent: &Node, name: &CStr, found: &Found) -> Result<Option<NodeId>> {
+        let place = Some((parent.id(), name));
+        let held = match self.inodes.acquire(&found.identity, place) {
+            Match::Counted(node) => return Ok(Some(node)),
+            Match::Stranger => return Ok(None),
+            Match::Unsure(held) => held,
+        };
+        if !self.is_it(&held, found, parent, name)? {
+            self.inodes.replaced(held.id());
+            return Ok(None);
+        }
+        let settled = is_settled(&found.identity, held.mount());
+        let counted = self
+            .inodes
+            .confirm(held.id(), &found.identity, settled, place);
+        Ok(counted.then(|| held.id()))
+    }
+
+    /// Whether a file that was found is the one that is held in its place.
+    fn is_it(&self, held: &Inode, found: &Found, parent: &Node, name: &CStr) -> Result<bool> {
+        match &held.held {
+            Held::Handle(handle) => {
+                let now = name_to_handle(parent, name)?;
+                Ok(now == (*handle, found.identity.key.mount))
+            }
+            // While it is open nothing else gets its number; what differs is
+            // what the host has changed about it since.
+            Held::Path(path) => Ok(identify(path.as_fd())?.identity == found.identity),
+            Held::Unverified(path) => {
+                let is_it = identify(path.as_fd())?.identity == found.identity;
+                self.inodes.set_verified(held.id(), is_it);
+                Ok(is_it)
+            }
+            Held::Name => Ok(held.identity.is_same_file(&found.identity)),
+        }
+    }
+
+    /// Holds a file that was found in a directory.
+    fn hold(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        found: Found,
+        interest: Interest,
+    ) -> Result<(NodeId, Found)> {
+        let key = found.identity.key;
+        let mount = self.mount_of(&found.identity, parent, || open_path(parent, name))?;
+        let place = Some((parent.id(), name));
+        if mount.handles().is_some() {
+            match name_to_handle(parent, name) {
+                // The handle is that of the file that was found, and not of one
+                // that has got its name since, if it has the same number in it.
+                Ok((handle, id)) if id == key.mount && handle.names_inode(key.ino) => {
+                    let new = NewInode {
+                        identity: found.identity,
+                        settled: is_settled(&found.identity, &mount),
+                        mount,
+                        handle: Some(handle),
+                        path: None,
+                        place,
+                    };
+                    return Ok((self.inodes.insert(new)?, found));
+                }
+                Ok(_) => return self.enter_opened(parent, name),
+                Err(Errno::OPNOTSUPP | Errno::OVERFLOW)
+                    if self.config.inode_file_handles != InodeFileHandles::Mandatory => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        let settled = is_settled(&found.identity, &mount);
+        // Who only lists a large directory must not cost others their places;
+        // but what cannot be told from a later file has to stay open.
+        let room = match interest {
+            Interest::Listed if settled => self.inodes.path_room(),
+            _ => self.path_room(),
+        };
+        let path = room
+            .map(|room| {
+                Ok(NewPath {
+                    fd: SharedFd::new(open_path(parent, name)?)?,
+                    verified: false,
+                    room,
+                })
+            })
+            .transpose()
+            .or_else(|errno| match errno {
+                // The host is short of descriptors; the name will do.
+                Errno::MFILE | Errno::NFILE => Ok(None),
+                errno => Err(errno),
+            })?;
+        let new = NewInode {
+            identity: found.identity,
+            settled,
+            mount,
+            handle: None,
+            path,
+            place,
+        };
+        Ok((self.inodes.insert(new)?, found))
+    }
+
+    /// Holds a file by its handle where a handle does not show whose it is: the
+    /// file is opened, and all is asked of what was opened.
+    fn enter_opened(&self, parent: &Node, name: &CStr) -> Result<(NodeId, Found)> {
+        let path = open_path(parent, name)?;
+        let found = identify(path.as_fd())?;
+        let again = || self.reopen(path.as_fd(), OFlags::PATH);
+        let file = (path.as_fd(), &found);
+        let node = self.enter_open_file(parent, Some(name), file, again)?;
+        Ok((node, found))
+    }
+
+    /// Holds a file that is open, and is found in this directory if it has a
+    /// name; `path` opens its path.
+    pub(super) fn enter_open_file(
+        &self,
+        parent: &Node,
+        name: Option<&CStr>,
+        (file, found): (BorrowedFd<'_>, &Found),
+        path: impl Fn() -> Result<OwnedFd>,
+    ) -> Result<NodeId> {
+        let mount = self.mount_of(&found.identity, parent, &path)?;
+        let handle = self.handle_of(&mount, file)?;
+        let path = match self.path_room().filter(|_| handle.is_none()) {
+            Some(room) => Some(NewPath {
+                fd: SharedFd::new(path()?)?,
+                verified: true,
+                room,
+            }),
+            None => None,
+        };
+        self.inodes.insert(NewInode {
+            identity: found.identity,
+            settled: is_settled(&found.identity, &mount),
+            mount,
+            handle,
+            path,
+            place: name.map(|name| (parent.id(), name)),
+        })
+    }
+
+    /// Holds a file that is open under the number and with the look-ups that the
+    /// guest knows.
+    ///
+    /// # Errors
+    /// `EEXIST` when the file is held under another number, or the number is in
+    /// use; `ENFILE` when no descriptor is left for it.
+    pub(super) fn hold_saved(
+        &self,
+        id: NodeId,
+        lookups: u64,
+        file: OwnedFd,
+        place: Option<(NodeId, &CStr)>,
+    ) -> Result<()> {
+        let found = identify(file.as_fd())?;
+        let InodeKey { device, mount, .. } = found.identity.key;
+        let mount = match self.mounts.find(device, mount) {
+            Some(mount) => mount,
+            None => {
+                let copy = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+                self.mounts.open(copy, &self.proc_self_fd)?
+            }
+        };
+        let handle = self.handle_of(&mount, file.as_fd())?;
+        let path = if handle.is_none() {
+            Some(NewPath {
+                fd: SharedFd::new(self.reopen(file.as_fd(), OFlags::PATH)?)?,
+                verified: true,
+                room: self.path_room().ok_or(Errno::NFILE)?,
+            })
+        } else {
+            None
+        };
+        let new = NewInode {
+            identity: found.identity,
+            settled: is_settled(&found.identity, &mount),
+            mount,
+            handle,
+            path,
+            place,
+        };
+        self.inodes.insert_saved(id, lookups, new)
+    }
+
+    /// The handle of an open file, if files of its mount are held by handles.
+    fn handle_of(&self, mount: &Mount, file: BorrowedFd<'_>) -> Result<Option<FileHandle>> {
+        if mount.handles().is_none() {
+            return Ok(None);
+        }
+        match name_to_handle(file, c"") {
+            Ok((handle, _)) => Ok(Some(handle)),
+            Err(Errno::OPNOTSUPP | Errno::OVERFLOW)
+                if self.config.inode_file_handles != InodeFileHandles::Mandatory =>
+            {
+                Ok(None)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The mount of a file that was found in a directory; `open` opens its path,
+    /// for a mount that is not known yet.
+    fn mount_of(
+        &self,
+        file: &Identity,
+        parent: &Inode,
+        open: impl FnOnce() -> Result<OwnedFd>,
+    ) -> Result<Arc<Mount>> {
+        let mount = parent.mount();
+        if (file.key.device, file.key.mount) == (mount.device(), mount.id()) {
+            return Ok(Arc::clone(mount));
+        }
+        if let Some(mount) = self.mounts.find(file.key.device, file.key.mount) {
+            return Ok(mount);
+        }
+        self.mounts.open(open()?, &self.proc_self_fd)
     }
 
     /// What the guest hears of a directory's entry: it is marked where it is
@@ -95,8 +356,8 @@ impl Passthrough {
     fn entry_beneath(&self, parent: &Node, node: NodeId, found: &Found) -> Entry {
         let mut entry = self.entry(node, found);
         let file_system = |key: InodeKey| (key.device, key.mount);
-        if found.kind == FileType::Directory
-            && file_system(found.key) != file_system(parent.key())
+        if found.identity.kind == FileType::Directory
+            && file_system(found.identity.key) != file_system(parent.key())
             && self.has(flags::init::SUBMOUNTS)
         {
             entry.attributes.attr.flags |= flags::attr::SUBMOUNT;
@@ -121,14 +382,17 @@ impl Passthrough {
         }
     }
 
-    /// Counts a look-up of a node that is open at `fd`, however it was reached.
+    /// Counts one look-up more of a node that the guest holds.
     ///
     /// # Errors
     /// Those of `statx(2)`; `ESTALE` where the guest does not hold the node any
     /// more.
-    pub(super) fn acquire_open(&self, fd: impl AsFd) -> Result<Entry> {
-        let found = identify(fd.as_fd())?;
-        let node = self.inodes.acquire(&found.key).ok_or(Errno::STALE)?;
-        Ok(self.entry(node, &found))
+    pub(super) fn acquire_again(&self, node: &Node) -> Result<Entry> {
+        let found = identify(node.as_fd())?;
+        if self.inodes.confirm(node.id(), &found.identity, false, None) {
+            Ok(self.entry(node.id(), &found))
+        } else {
+            Err(Errno::STALE)
+        }
     }
 }

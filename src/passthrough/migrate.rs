@@ -1,6 +1,7 @@
 //! What a migration asks of the tree: what the guest holds, where that is, and
 //! to hold the same again in another process.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,8 +11,7 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::handles::Handle;
-use super::inode::Node;
-use super::inode_store::InodeKey;
+use super::inode::{InodeKey, Node};
 use super::tracker::Tracker;
 use crate::fs::Result;
 use crate::id::{HandleId, NodeId};
@@ -83,7 +83,8 @@ impl Passthrough {
 
     /// The node that is this file, if the guest holds it.
     pub fn node_of(&self, key: &InodeKey) -> Option<NodeId> {
-        self.inodes.find(key)
+        let node = self.inodes.find(key)?;
+        self.inodes.get(node).map(|inode| inode.id())
     }
 
     /// The path of an open file as `proc(5)` shows it, which may be out of date,
@@ -136,16 +137,20 @@ impl Passthrough {
         self.features.load(Ordering::Relaxed)
     }
 
-    /// Holds a file for the guest under a number of its own.
+    /// Holds a file for the guest under a number of its own; `place` is the
+    /// directory and the name in which it was found, if that is known.
     ///
     /// # Errors
     /// `EEXIST` when it is held under another number already, `ENFILE` when the
     /// guest has as many descriptors as it may.
-    pub fn restore_node(&self, id: NodeId, lookups: u64, fd: OwnedFd) -> Result<()> {
-        let found = identify(&fd)?;
-        let place = self.budget.reserve()?;
-        self.inodes
-            .restore(id, lookups, found.key, found.kind, place.hold(fd))
+    pub fn restore_node(
+        &self,
+        id: NodeId,
+        lookups: u64,
+        fd: OwnedFd,
+        place: Option<(NodeId, &CStr)>,
+    ) -> Result<()> {
+        self.hold_saved(id, lookups, fd, place)
     }
 
     /// Opens a node for the guest under a number of its own.
@@ -153,16 +158,16 @@ impl Passthrough {
     /// # Errors
     /// Those of OPEN and OPENDIR.
     pub fn restore_handle(&self, saved: &OpenHandle) -> Result<()> {
-        let node = self.node(saved.node)?;
-        let place = self.budget.reserve()?;
+        let node = self.inode(saved.node)?;
+        let place = self.place()?;
         let handle = match node.kind() {
             FileType::Directory => {
-                let fd = self.reopen(node.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+                let fd = self.open_inode(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
                 Handle::directory(saved.node, place.hold(fd))
             }
             FileType::RegularFile => {
-                let fd = self.reopen(node.as_fd(), saved.flags)?;
-                let kind = self.file_systems.kind(node.key().device, fd.as_fd());
+                let fd = self.open_inode(&node, saved.flags)?;
+                let kind = node.mount().kind();
                 Handle::file(saved.node, place.hold(fd), kind, saved.flags)
             }
             _ => return Err(Errno::PERM),

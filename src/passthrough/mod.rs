@@ -21,10 +21,13 @@ mod label;
 mod lock;
 mod lookup;
 mod migrate;
+mod mount_fds;
 mod namespace;
 mod open;
 mod optional;
 mod privileges;
+mod reach;
+mod recent;
 mod tracker;
 mod xattr;
 mod xattr_map;
@@ -40,9 +43,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags, readlinkat};
-use rustix::io::Errno;
 
-use crate::config::{CachePolicy, Config, Wanted};
+use crate::config::{CachePolicy, Config, InodeFileHandles, Wanted};
 use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Usage, Waiting};
 use crate::fuse::abi::{FileLock, StatfsOut, StatxOut};
 use crate::fuse::cursor::Name;
@@ -57,19 +59,23 @@ use crate::fuse::op::{
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
+use crate::sys::shared_fd::SharedFd;
 use crate::sys::thread::{self, Masked};
 use credentials::{AsGuest, Credentials, Override};
 use fd_budget::FdBudget;
-use file_systems::FileSystems;
+use file_systems::Kind;
 use handles::Handles;
 pub use id_map::IdMaps;
+use inode::Held;
 use inode_store::InodeStore;
 use lock::Locks;
+use mount_fds::Mounts;
+pub use mount_fds::try_file_handles;
+use recent::RecentDirectories;
 use tracker::Tracking;
 use xattr_map::XattrMap;
 
-pub use inode::Node;
-pub use inode_store::{Inode, InodeKey};
+pub use inode::{Inode, InodeKey, Node};
 pub use migrate::{Identity, OpenHandle, identify, identify_at, leads_to};
 pub use tracker::Tracker;
 
@@ -82,9 +88,10 @@ pub struct Passthrough {
     /// `/proc/self/fd`, through which a descriptor is opened again.
     proc_self_fd: OwnedFd,
     budget: Arc<FdBudget>,
+    mounts: Mounts,
     inodes: InodeStore,
+    recent: RecentDirectories,
     handles: Handles,
-    file_systems: FileSystems,
     xattr_names: XattrMap,
     /// What the host calls the capabilities of a file, where it does not take
     /// them for what they are.
@@ -126,15 +133,21 @@ impl Passthrough {
             )
         })?;
         let ids = IdMaps::new(&config)?;
-        let budget = FdBudget::new(fd_budget);
-        let place = budget
-            .reserve()
-            .context("no descriptor is left for the shared directory")?;
-        let file_systems = FileSystems::default();
-        file_systems.meet(found.key.device, root.as_fd());
         if config.posix_lock || config.flock {
             crate::sys::thread::allow_interrupts();
         }
+        let shares = Shares::of(fd_budget, config.inode_file_handles);
+        let budget = FdBudget::new(shares.guest);
+        let mounts = Mounts::new(config.inode_file_handles);
+        let mount = rustix::io::fcntl_dupfd_cloexec(&root, 0)
+            .and_then(|copy| mounts.open(copy, &proc_self_fd))
+            .context("cannot tell what file system the shared directory is on")?;
+        let root = Inode {
+            id: NodeId::ROOT,
+            identity: found.identity,
+            mount,
+            held: Held::Path(SharedFd::new(root).context("too many descriptors are open")?),
+        };
         rustix::process::umask(Mode::empty());
         let xattr_names = XattrMap::new(config.xattr_map.clone());
         if config.posix_acl != Wanted::No {
@@ -147,10 +160,11 @@ impl Passthrough {
             credentials,
             ids,
             proc_self_fd,
-            inodes: InodeStore::new(found.key, found.kind, place.hold(root)),
+            mounts,
+            inodes: InodeStore::new(root, Arc::clone(&budget), shares.paths),
+            recent: RecentDirectories::new(shares.recent),
             budget,
             handles: Handles::new(),
-            file_systems,
             locks: Locks::default(),
             features: AtomicU64::new(0),
             tracking: Tracking::default(),
@@ -160,11 +174,6 @@ impl Passthrough {
     /// `/proc/self/fd`, which a serving thread makes its working directory.
     pub fn proc_self_fd(&self) -> BorrowedFd<'_> {
         self.proc_self_fd.as_fd()
-    }
-
-    /// The node of a number, with a descriptor for the time of one call.
-    fn node(&self, id: NodeId) -> Result<Node> {
-        self.inodes.get(id).map(Node::of).ok_or(Errno::STALE)
     }
 
     /// Opens a file again, with other flags, by its descriptor.
@@ -213,6 +222,36 @@ impl Passthrough {
         self.config.cache.timeout()
     }
 }
+
+/// How many descriptors may be held for what.
+#[derive(Debug)]
+struct Shares {
+    /// For the guest's open files, and for inodes.
+    guest: usize,
+    /// For inodes that are held by descriptors, at most.
+    paths: usize,
+    /// For directories that are held by handles and were used lately.
+    recent: usize,
+}
+
+impl Shares {
+    fn of(total: usize, handles: InodeFileHandles) -> Self {
+        let recent = match handles {
+            InodeFileHandles::Never => 0,
+            InodeFileHandles::Prefer | InodeFileHandles::Mandatory => (total / 8).min(MAX_RECENT),
+        };
+        // One is for the root.
+        let guest = total.saturating_sub(recent + 1);
+        Self {
+            guest,
+            paths: guest - guest / 4,
+            recent,
+        }
+    }
+}
+
+/// So many directories are open at a time in most work on a tree.
+const MAX_RECENT: usize = 256;
 
 impl FileSystem for Passthrough {
     fn wanted_features(&self, offered: u64) -> u64 {
@@ -269,6 +308,7 @@ impl FileSystem for Passthrough {
         self.handles.clear();
         self.locks.clear();
         self.inodes.clear();
+        self.recent.clear();
         self.features.store(0, Ordering::Relaxed);
     }
 
@@ -290,10 +330,10 @@ impl FileSystem for Passthrough {
     }
 
     fn is_slow(&self, node: NodeId) -> bool {
-        self.file_systems.any_is_served()
+        self.mounts.any_is_served()
             && self
-                .node(node)
-                .is_ok_and(|inode| self.file_systems.is_served(inode.key().device))
+                .inode(node)
+                .is_ok_and(|inode| inode.mount().kind() == Kind::Served)
     }
 
     fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
@@ -301,21 +341,20 @@ impl FileSystem for Passthrough {
     }
 
     fn forget(&self, node: NodeId, count: u64) {
-        self.inodes.forget(node, count);
-        self.locks
-            .end_forgotten(node, || self.inodes.get(node).is_none());
-        self.tracking.tell(|tracker| {
-            if self.inodes.get(node).is_none() {
-                tracker.forgotten(node);
-            }
-        });
+        if self.inodes.forget(node, count) {
+            self.recent.remove(node);
+            self.locks
+                .end_forgotten(node, || self.inodes.get(node).is_none());
+            self.tracking.tell(|tracker| {
+                if self.inodes.get(node).is_none() {
+                    tracker.forgotten(node);
+                }
+            });
+        }
     }
 
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
-        // What the handle would tell is what the node tells; that it is one is
-        // checked all the same.
-        handle.map_or(Ok(()), |handle| self.handles.check(node, handle))?;
-        self.attributes(node)
+        self.attributes(node, handle)
     }
 
     fn setattr(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {

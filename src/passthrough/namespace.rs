@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::Passthrough;
 use super::attr::decode_device;
 use super::inode::Node;
+use super::lookup::Interest;
 use crate::fs::{Entry, Result};
 use crate::fuse::cursor::Name;
 use crate::fuse::extensions::Extensions;
@@ -34,8 +35,6 @@ impl Passthrough {
     ) -> Result<Entry> {
         let parent = self.node(parent)?;
         let name = new.name.as_c_str();
-        // Without a descriptor for the new node nothing is made.
-        let place = self.budget.reserve()?;
         let make = |name: &CStr| {
             let _as_guest = self.act_as(who, &new.extensions)?;
             let _masked = self.masked_by(new.umask)?;
@@ -45,7 +44,7 @@ impl Passthrough {
             None => make(name)?,
             Some(label) => self.make_labelled(&parent, name, &label, make)?,
         }
-        self.look_up_new(&parent, name, place)
+        self.look_up_beneath(&parent, name, Interest::Asked)
     }
 
     /// MKDIR.
@@ -121,16 +120,21 @@ impl Passthrough {
             name.as_c_str(),
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        match self.acquire_open(&inode) {
+        // What was made without a name has one now.
+        self.inodes
+            .set_place(inode.id(), parent.id(), name.as_c_str());
+        match self.acquire_again(&inode) {
             // Forgotten by another queue meanwhile.
-            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str()),
+            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str(), Interest::Asked),
             entry => entry,
         }
     }
 
     /// UNLINK and RMDIR.
     pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
-        rustix::fs::unlinkat(&self.node(parent)?, name.as_c_str(), flags)?;
+        let parent_node = self.node(parent)?;
+        let _in_reach = self.about_to_unlink(&parent_node, name.as_c_str());
+        rustix::fs::unlinkat(&parent_node, name.as_c_str(), flags)?;
         self.tracking
             .tell(|tracker| tracker.changed(parent, name.as_c_str()));
         Ok(())
@@ -138,16 +142,23 @@ impl Passthrough {
 
     /// RENAME and RENAME2.
     pub(super) fn move_entry(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
-        rustix::fs::renameat_with(
-            &self.node(parent)?,
-            args.name.as_c_str(),
-            &self.node(args.new_parent)?,
-            args.new_name.as_c_str(),
-            RenameFlags::from_bits_retain(args.flags),
-        )?;
+        let (from, to) = (self.node(parent)?, self.node(args.new_parent)?);
+        let (name, new_name) = (args.name.as_c_str(), args.new_name.as_c_str());
+        let flags = RenameFlags::from_bits_retain(args.flags);
+        let moved = self.about_to_move(&from, name);
+        let exchanged = flags
+            .contains(RenameFlags::EXCHANGE)
+            .then(|| self.about_to_move(&to, new_name));
+        rustix::fs::renameat_with(&from, name, &to, new_name, flags)?;
+        if let Some(moved) = moved {
+            self.inodes.set_place(moved, to.id(), new_name);
+        }
+        if let Some(Some(exchanged)) = exchanged {
+            self.inodes.set_place(exchanged, from.id(), name);
+        }
         self.tracking.tell(|tracker| {
-            tracker.changed(parent, args.name.as_c_str());
-            tracker.changed(args.new_parent, args.new_name.as_c_str());
+            tracker.changed(parent, name);
+            tracker.changed(args.new_parent, new_name);
         });
         Ok(())
     }

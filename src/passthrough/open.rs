@@ -10,7 +10,7 @@ use super::Passthrough;
 use super::fd_budget::Place;
 use super::handles::Handle;
 use super::inode::Node;
-use super::lookup::{Found, identify};
+use super::lookup::{Found, Interest, identify};
 use crate::config::CachePolicy;
 use crate::fs::{Entry, Opened, Result};
 use crate::fuse::flags::{self, init};
@@ -58,7 +58,7 @@ impl Passthrough {
 
     /// OPEN.
     pub(super) fn open_file(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened> {
-        let inode = self.node(node)?;
+        let inode = self.inode(node)?;
         // Only a regular file is opened by content: a device, fifo or socket of
         // the guest's making must not become one of the host's.
         match inode.kind() {
@@ -67,25 +67,23 @@ impl Passthrough {
             FileType::Symlink => return Err(Errno::LOOP),
             _ => return Err(Errno::PERM),
         }
-        let place = self.budget.reserve()?;
+        let place = self.place()?;
         let flags = self.host_flags(args.flags);
-        let file = {
-            let _as_opener = if flags.contains(OFlags::TRUNC) {
-                self.drop_privileges_of(inode.as_fd(), self.set_id_of_cut(who, args))?
-            } else {
-                None
-            };
-            match self.reopen(inode.as_fd(), flags) {
-                // A file to which can only be appended (`chattr +a`).
-                Err(Errno::PERM)
-                    if OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND) =>
-                {
-                    self.reopen(inode.as_fd(), flags | OFlags::APPEND)?
-                }
-                opened => opened?,
-            }
+        let append = OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND);
+        // A file to which can only be appended (`chattr +a`) opens no other way.
+        let open = |open: &dyn Fn(OFlags) -> Result<OwnedFd>| match open(flags) {
+            Err(Errno::PERM) if append => open(flags | OFlags::APPEND),
+            opened => opened,
         };
-        let kind = self.file_systems.kind(inode.key().device, file.as_fd());
+        let file = if flags.contains(OFlags::TRUNC) {
+            let node = self.node(node)?;
+            let _as_opener =
+                self.drop_privileges_of(node.as_fd(), self.set_id_of_cut(who, args))?;
+            open(&|flags| self.reopen(node.as_fd(), flags))?
+        } else {
+            open(&|flags| self.open_inode(&inode, flags))?
+        };
+        let kind = inode.mount().kind();
         Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
     }
 
@@ -101,12 +99,12 @@ impl Passthrough {
 
     /// OPENDIR.
     pub(super) fn open_directory(&self, node: NodeId) -> Result<Opened> {
-        let inode = self.node(node)?;
+        let inode = self.inode(node)?;
         if inode.kind() != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        let place = self.budget.reserve()?;
-        let directory = self.reopen(inode.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let place = self.place()?;
+        let directory = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let handle = self
             .handles
             .insert(Handle::directory(node, place.hold(directory)));
@@ -140,7 +138,7 @@ impl Passthrough {
         let exclusive = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let flags = (self.host_flags(args.open.flags) - OFlags::TRUNC) | exclusive;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        let places = (self.budget.reserve()?, self.budget.reserve()?);
+        let place = self.place()?;
         let create = |name: &CStr, flags| {
             let _as_guest = self.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;
@@ -152,9 +150,9 @@ impl Passthrough {
             Some(label) => self.make_labelled_file(&parent, name, &label, flags, create),
         };
         match created {
-            Ok(file) => self.enter_created(&parent, args, (file, flags), places),
+            Ok(file) => self.enter_created(&parent, args, (file, flags), place),
             Err(Errno::EXIST) if args.open.flags & OFlags::EXCL.bits() == 0 => {
-                drop(places);
+                drop(place);
                 self.open_existing(who, &parent, args)
             }
             Err(errno) => Err(errno),
@@ -174,7 +172,7 @@ impl Passthrough {
         let unnamed = OFlags::TMPFILE | OFlags::CLOEXEC | kept;
         let flags = (self.host_flags(args.flags) - OFlags::TRUNC) | unnamed;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        let places = (self.budget.reserve()?, self.budget.reserve()?);
+        let place = self.place()?;
         let file = {
             let _as_guest = self.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;
@@ -184,8 +182,9 @@ impl Passthrough {
             self.set_label(file.as_fd(), &label)?;
         }
         let found = identify(file.as_fd())?;
-        let path = self.reopen(file.as_fd(), OFlags::PATH)?;
-        Ok(self.enter(&found, path, (file, flags), places))
+        let path = || self.reopen(file.as_fd(), OFlags::PATH);
+        let node = self.enter_open_file(&parent, None, (file.as_fd(), &found), path)?;
+        Ok(self.enter(&parent, (node, &found), (file, flags), place))
     }
 
     /// Makes a node and a handle of a file that was just created.
@@ -194,43 +193,39 @@ impl Passthrough {
         parent: &Node,
         args: &CreateArgs<'_>,
         (file, flags): (OwnedFd, OFlags),
-        places: (Place, Place),
+        place: Place,
     ) -> Result<(Entry, Opened)> {
+        let name = args.name.as_c_str();
         let entered = identify(file.as_fd()).and_then(|found| {
-            let file = (file.as_fd(), &found);
-            let name = args.name.as_c_str();
-            let path = self.path_of_created(parent, name, &args.extensions, file)?;
-            Ok((found, path))
+            let made = (file.as_fd(), &found);
+            let path = || self.path_of_created(parent, name, &args.extensions, made);
+            let node = self.enter_open_file(parent, Some(name), made, path)?;
+            Ok((found, node))
         });
-        let (found, path) = match entered {
+        let (found, node) = match entered {
             Ok(entered) => entered,
             Err(errno) => {
                 // Nothing stays behind of a file that the guest never hears of.
-                let _ = rustix::fs::unlinkat(parent, args.name.as_c_str(), AtFlags::empty());
+                let _ = rustix::fs::unlinkat(parent, name, AtFlags::empty());
                 return Err(errno);
             }
         };
-        let entered = self.enter(&found, path, (file, flags), places);
-        let node = entered.0.node;
         self.tracking
-            .tell(|tracker| tracker.found(node, parent.id(), args.name.as_c_str()));
-        Ok(entered)
+            .tell(|tracker| tracker.found(node, parent.id(), name));
+        Ok(self.enter(parent, (node, &found), (file, flags), place))
     }
 
-    /// Makes a node and a handle of a file that is open.
+    /// What the guest hears of a node and its file, which is open.
     fn enter(
         &self,
-        found: &Found,
-        path: OwnedFd,
+        parent: &Node,
+        (node, found): (NodeId, &Found),
         (file, flags): (OwnedFd, OFlags),
-        places: (Place, Place),
+        place: Place,
     ) -> (Entry, Opened) {
-        let node = self
-            .inodes
-            .insert(found.key, found.kind, places.0.hold(path));
-        let kind = self.file_systems.kind(found.key.device, file.as_fd());
-        let handle = Handle::file(node, places.1.hold(file), kind, flags);
-        let opened = self.opened_file(handle);
+        // It is on the mount of its directory.
+        let kind = parent.mount().kind();
+        let opened = self.opened_file(Handle::file(node, place.hold(file), kind, flags));
         (self.entry(node, found), opened)
     }
 
@@ -241,11 +236,13 @@ impl Passthrough {
         parent: &Node,
         args: &CreateArgs<'_>,
     ) -> Result<(Entry, Opened)> {
-        let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
+        let entry = self.look_up_beneath(parent, args.name.as_c_str(), Interest::Asked)?;
         match self.open_file(who, entry.node, args.open) {
             Ok(opened) => {
                 // Opening may have cut it.
-                let attributes = self.attributes(entry.node).unwrap_or(entry.attributes);
+                let attributes = self
+                    .attributes(entry.node, None)
+                    .unwrap_or(entry.attributes);
                 Ok((
                     Entry {
                         attributes,

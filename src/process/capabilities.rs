@@ -51,6 +51,15 @@ impl Kept {
         let all = USUAL.union(asked).difference(remove);
         Ok(Self { all, asked })
     }
+
+    /// These and what opening files by their handles takes.
+    #[must_use]
+    pub fn with_file_handles(self) -> Self {
+        Self {
+            all: self.all.union(CapabilitySet::DAC_READ_SEARCH),
+            ..self
+        }
+    }
 }
 
 fn named(names: &[String]) -> anyhow::Result<CapabilitySet> {
@@ -155,6 +164,12 @@ mod tests {
     #[test]
     fn the_usual_set_is_the_one_that_is_promised() {
         assert_eq!(kept(&[], &[]).unwrap().bits(), 0x8800_00db);
+    }
+
+    #[test]
+    fn file_handles_take_one_more() {
+        let usual = Kept::with(&[], &[]).unwrap();
+        assert_eq!(usual.with_file_handles().all.bits(), 0x8800_00df);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod ioctl;
 pub mod lock;
 pub mod locks;
 pub mod process;
+pub mod shared_fd;
 pub mod thread;
 pub mod vectored;
 
@@ -35,3 +36,19 @@ pub fn ignore_file_size_signal() {
     // SAFETY: SIG_IGN installs no handler, so nothing of ours runs in one.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
+
+/// Has memory that is freed in large pieces go back to the system at once,
+/// whatever pieces were freed before: the maps of a million inodes do not stay.
+#[allow(unsafe_code)]
+pub fn give_back_large_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: this sets a number of the allocator, which it reads under its own
+    // lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+    }
+}
+
+/// A piece of memory from this size on is a mapping of its own.
+#[cfg(target_env = "gnu")]
+const LARGE_BYTES: std::ffi::c_int = 64 << 10;

@@ -1,0 +1,324 @@
+//! From a node to the file: opening what is held, and finding again what is not
+//! open.
+//!
+//! An inode is held by a handle, or by a descriptor, or only by the directory
+//! and the name in which it was found last. A descriptor is closed, when others
+//! need its place, only if the inode can be found again at that moment; and an
+//! inode that is found by name is used only if it is the same file.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, OFlags, RawDir};
+use rustix::io::Errno;
+
+use super::Passthrough;
+use super::fd_budget::Place;
+use super::inode::{Held, Identity, Inode, Node};
+use super::inode_store::{NewPath, PathRoom};
+use super::lookup::{BIRTHS_DIFFER, Found, identify, identify_name, is_settled, open_path};
+use crate::fs::Result;
+use crate::id::NodeId;
+use crate::sys::file_handle::{name_to_handle, open_by_handle};
+use crate::sys::shared_fd::SharedFd;
+
+/// Inodes deeper than this below one that is open are not found again. It also
+/// ends the way through directories that the host has moved into each other.
+const MAX_DEPTH: usize = 4096;
+
+/// Entries of a directory that are looked through for a file that the host has
+/// renamed there.
+const MAX_SEARCHED: usize = 10_000;
+
+/// Descriptors that are looked at to find one that can be closed.
+const MAX_TRIES: usize = 64;
+
+/// So many of them may be too young before one waits for them.
+const MAX_YOUNG: usize = MAX_TRIES / 4;
+
+/// Opens the path of what a handle is of.
+const PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
+
+/// Whether a descriptor can be closed now.
+enum Closing {
+    /// Yes: this is what is found by its name, for sure or as far as known.
+    Possible(Identity, bool),
+    /// Not yet: another file could not be told from it.
+    TooYoung,
+    /// No: its name does not lead to it.
+    NotByName,
+}
+
+impl Passthrough {
+    /// An inode that the guest holds.
+    ///
+    /// # Errors
+    /// `ESTALE` where the guest does not hold it.
+    pub(super) fn inode(&self, id: NodeId) -> Result<Inode> {
+        self.inodes.get(id).ok_or(Errno::STALE)
+    }
+
+    /// An inode with a descriptor for the time of one call.
+    ///
+    /// # Errors
+    /// `ESTALE` where the guest does not hold it, or the host has it no more.
+    pub(super) fn node(&self, id: NodeId) -> Result<Node> {
+        let inode = self.inode(id)?;
+        let path = self.path_of(&inode)?;
+        Ok(Node::new(inode, path))
+    }
+
+    /// Opens an inode with these flags. The caller has made sure that it is a
+    /// regular file or a directory: opening anything else would act on a device.
+    ///
+    /// # Errors
+    /// Those of `open(2)`; `ESTALE` where the host has it no more.
+    pub(super) fn open_inode(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd> {
+        if let (Held::Handle(handle), Some(mount)) = (&inode.held, inode.mount().handles()) {
+            match open_by_handle(mount, handle, flags) {
+                Err(Errno::STALE) => {}
+                result => return result,
+            }
+        }
+        self.reopen(self.path_of(inode)?.as_fd(), flags)
+    }
+
+    /// A place for one descriptor of the guest's.
+    ///
+    /// # Errors
+    /// `ENFILE` when there is none.
+    pub(super) fn place(&self) -> Result<Place> {
+        self.budget.reserve(|| self.close_one())
+    }
+
+    /// Room for a descriptor of an inode, for which another one may be closed.
+    pub(super) fn path_room(&self) -> Option<PathRoom<'_>> {
+        self.inodes
+            .path_room()
+            .or_else(|| self.close_one().then(|| self.inodes.path_room())?)
+    }
+
+    /// An `O_PATH` descriptor of an inode.
+    fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
+        match self.path_at_hand(inode) {
+            Some(path) => Ok(path),
+            None => self.find_again(inode.id()),
+        }
+    }
+
+    /// An `O_PATH` descriptor of an inode, if it can be had without its name.
+    fn path_at_hand(&self, inode: &Inode) -> Option<SharedFd> {
+        match &inode.held {
+            Held::Path(path) => Some(path.clone()),
+            Held::Unverified(path) => {
+                let found = identify(path.as_fd()).ok()?.identity;
+                let is_it = found == inode.identity;
+                self.inodes.set_verified(inode.id(), is_it);
+                is_it.then(|| path.clone())
+            }
+            Held::Handle(handle) => {
+                let is_directory = inode.kind() == FileType::Directory;
+                if is_directory && let Some(path) = self.recent.get(inode.id()) {
+                    return Some(path);
+                }
+                let path = open_by_handle(inode.mount().handles()?, handle, PATH).ok()?;
+                let path = SharedFd::new(path).ok()?;
+                if is_directory {
+                    self.recent.put(inode.id(), &path);
+                }
+                Some(path)
+            }
+            Held::Name => None,
+        }
+    }
+
+    /// Finds an inode by name, or by what the guest has open of it.
+    fn find_again(&self, id: NodeId) -> Result<SharedFd> {
+        let errno = match self.walk_to(id) {
+            Ok(path) => return Ok(path),
+            Err(errno) => errno,
+        };
+        if let Some(handle) = self.handles.some_of(id) {
+            return SharedFd::new(self.reopen(handle.as_fd(), OFlags::PATH)?);
+        }
+        if errno == Errno::STALE {
+            log::debug!("node {} is not found any more", id.0);
+            self.inodes.set_lost(id);
+        }
+        Err(errno)
+    }
+
+    /// Goes from the nearest directory that is at hand down to an inode, by
+    /// names, and keeps the descriptors of what it meets.
+    fn walk_to(&self, id: NodeId) -> Result<SharedFd> {
+        let mut way = Vec::new();
+        let mut at = id;
+        let mut path = loop {
+            let (inode, place) = self.inodes.whereabouts(at).ok_or(Errno::STALE)?;
+            if at != id
+                && let Some(path) = self.path_at_hand(&inode)
+            {
+                break path;
+            }
+            let (parent, name) = place.ok_or(Errno::STALE)?;
+            if way.len() == MAX_DEPTH {
+                return Err(Errno::STALE);
+            }
+            way.push((inode, parent, name));
+            at = parent;
+        };
+        for (inode, parent, name) in way.into_iter().rev() {
+            let next = match find_by_name(&path, &name, &inode) {
+                Err(Errno::NOENT | Errno::STALE) => self.search(&path, parent, &inode)?,
+                result => result?,
+            };
+            path = SharedFd::new(next)?;
+            self.keep(&inode, &path);
+        }
+        Ok(path)
+    }
+
+    /// Keeps what was found again.
+    fn keep(&self, inode: &Inode, path: &SharedFd) {
+        if let Held::Handle(held) = &inode.held {
+            // A network file system may give the same file another handle.
+            if let Ok((handle, _)) = name_to_handle(path, c"")
+                && handle != *held
+            {
+                self.inodes.set_handle(inode.id(), &handle);
+            }
+        } else if let Some(room) = self.inodes.path_room() {
+            let new = NewPath {
+                fd: path.clone(),
+                verified: true,
+                room,
+            };
+            self.inodes.keep_path(inode.id(), new);
+        }
+    }
+
+    /// Looks for an inode in the directory where it was, under another name.
+    fn search(&self, directory: &SharedFd, parent: NodeId, inode: &Inode) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let open = self.reopen(directory.as_fd(), flags)?;
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut entries = RawDir::new(&open, buffer.spare_capacity_mut());
+        let mut searched = 0;
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            searched += 1;
+            if searched > MAX_SEARCHED {
+                break;
+            }
+            let is_dots = matches!(entry.file_name().to_bytes(), b"." | b"..");
+            if entry.ino() != inode.key().ino || is_dots {
+                continue;
+            }
+            if let Ok(path) = find_by_name(directory, entry.file_name(), inode) {
+                self.inodes.set_place(inode.id(), parent, entry.file_name());
+                return Ok(path);
+            }
+        }
+        Err(Errno::STALE)
+    }
+
+    /// Closes a descriptor that was not used for long; `false` if there is none
+    /// that can be closed.
+    fn close_one(&self) -> bool {
+        let mut too_young = 0;
+        for _ in 0..MAX_TRIES {
+            let Some(id) = self.inodes.next_to_close() else {
+                return false;
+            };
+            match self.can_be_closed(id) {
+                Closing::Possible(identity, settled) => {
+                    self.inodes.close_path(id, &identity, settled);
+                    return true;
+                }
+                Closing::TooYoung => {
+                    self.inodes.postpone(id);
+                    too_young += 1;
+                    // Soon it can be closed, and till then the guest can wait.
+                    if too_young == MAX_YOUNG {
+                        std::thread::sleep(BIRTHS_DIFFER);
+                    }
+                }
+                Closing::NotByName => self.inodes.pin_path(id),
+            }
+        }
+        false
+    }
+
+    fn can_be_closed(&self, id: NodeId) -> Closing {
+        let Some((inode, Some((parent, name)))) = self.inodes.whereabouts(id) else {
+            return Closing::NotByName;
+        };
+        let (Held::Path(path) | Held::Unverified(path)) = &inode.held else {
+            return Closing::NotByName;
+        };
+        let Some(found) = self.identify_in(parent, &name) else {
+            return Closing::NotByName;
+        };
+        // What the host has changed about it shows in the open one too.
+        let is_it = found == inode.identity
+            || identify(path.as_fd()).is_ok_and(|now| now.identity == found);
+        if !is_it {
+            return Closing::NotByName;
+        }
+        let settled = is_settled(&found, inode.mount());
+        if !settled && found.born.is_some() && inode.mount().knows_birth() {
+            return Closing::TooYoung;
+        }
+        Closing::Possible(found, settled)
+    }
+
+    fn identify_in(&self, parent: NodeId, name: &CStr) -> Option<Identity> {
+        let (directory, _) = self.inodes.whereabouts(parent)?;
+        let path = match self.path_at_hand(&directory) {
+            Some(path) => path,
+            None => self.walk_to(parent).ok()?,
+        };
+        Some(identify_name(path, name).ok()?.identity)
+    }
+
+    /// The inode that is about to be moved away from a name, where that name is
+    /// needed to find it again.
+    pub(super) fn about_to_move(&self, parent: &Node, name: &CStr) -> Option<NodeId> {
+        if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
+            return None;
+        }
+        let found = identify_name(parent, name).ok()?;
+        self.inodes.find(&found.identity.key)
+    }
+
+    /// An inode with several names is about to lose one. If it is not open and
+    /// this is the name that it is known by, only this keeps it in reach.
+    pub(super) fn about_to_unlink(&self, parent: &Node, name: &CStr) -> Option<Node> {
+        if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
+            return None;
+        }
+        let found: Found = identify_name(parent, name).ok()?;
+        if found.attr.nlink < 2 {
+            return None;
+        }
+        // Reaching it keeps its descriptor, if there is room.
+        self.node(self.inodes.find(&found.identity.key)?).ok()
+    }
+}
+
+/// Opens the path of a name if it is this inode.
+fn find_by_name(directory: &SharedFd, name: &CStr, inode: &Inode) -> Result<OwnedFd> {
+    let path = open_path(directory, name)?;
+    let found = identify(path.as_fd())?.identity;
+    if !found.is_same_file(&inode.identity) {
+        return Err(Errno::STALE);
+    }
+    // Where handles tell files apart for good they have the last word.
+    if let Held::Handle(held) = &inode.held
+        && inode.mount().knows_birth()
+        && name_to_handle(&path, c"")?.0 != *held
+    {
+        return Err(Errno::STALE);
+    }
+    Ok(path)
+}
