@@ -868,6 +868,41 @@ fn set_gid_folders_pass_on_their_group() {
 }
 
 #[test]
+fn a_member_of_a_set_gid_folders_group_may_lend_it() {
+    if !is_root("a_member_of_a_set_gid_folders_group_may_lend_it") {
+        return;
+    }
+    for args in [&[][..], &["--posix-acl"]] {
+        let mut session = Session::new(args);
+        fs::create_dir(session.path("team")).unwrap();
+        std::os::unix::fs::chown(session.path("team"), Some(0), Some(3000)).unwrap();
+        fs::set_permissions(session.path("team"), fs::Permissions::from_mode(0o2777)).unwrap();
+        let c = &mut session.client;
+        let team = c.walk("team").unwrap().nodeid;
+        let make = |name: &str, groups: &[u32]| {
+            let mode = libc::S_IFREG | 0o2775;
+            let body = Encoder::new().u32(mode).u32(0).u32(0).u32(0).name(name);
+            Request::new(op::MKNOD, team, body).extensions(groups_extension(groups))
+        };
+        // Members come last and first: neither leaves anything to the next one.
+        for (name, uid, groups, perm) in [
+            ("member", 1000, &[3000][..], 0o2775),
+            ("stranger", 1000, &[4000], 0o775),
+            ("nobody", 1000, &[], 0o775),
+            ("root", 0, &[], 0o2775),
+            ("another", 1001, &[], 0o775),
+        ] {
+            let c = &mut session.client;
+            as_user(c, uid, uid, |c| c.call(&make(name, groups)).unwrap());
+            let host = session.stat(&format!("team/{name}"));
+            assert_eq!((host.uid(), host.gid()), (uid, 3000), "{name}");
+            assert_eq!(session.perm(&format!("team/{name}")), perm, "{name}");
+        }
+        session.finish();
+    }
+}
+
+#[test]
 fn special_bits_of_new_folders_stay() {
     let mut session = Session::new(&[]);
     session.client.mkdir(ROOT, "tmp", 0o1777, 0).unwrap();

@@ -276,6 +276,48 @@ mod tests {
     }
 
     #[test]
+    fn what_was_changed_before_a_step_failed_is_undone() {
+        if !geteuid().is_root() {
+            println!("skips itself: it needs root");
+            return;
+        }
+        // Capabilities belong to a thread: this one may change groups, not users.
+        let without_setuid = || {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective -= CapabilitySet::SETUID;
+            sets.permitted -= CapabilitySet::SETUID;
+            set_capabilities(None, sets).unwrap();
+            let own = Credentials::current().unwrap();
+            let before = identity();
+            for group in [None, Some(Gid::from_raw(4444))] {
+                for overriding in [Override::Keep, Override::Drop] {
+                    let refused = own.assume(ids(4242, 4343), group, overriding);
+                    assert_eq!(refused.unwrap_err(), Errno::PERM);
+                    assert_eq!(identity(), before);
+                }
+            }
+        };
+        std::thread::spawn(without_setuid).join().unwrap();
+    }
+
+    #[test]
+    fn another_group_takes_the_place_of_the_daemons_own() {
+        let own = Credentials::current().unwrap();
+        let before = identity();
+        if !geteuid().is_root() {
+            println!("skips itself: it needs root");
+            return;
+        }
+        let guard = own.as_member_of(Gid::from_raw(4343)).unwrap();
+        let now = identity();
+        assert_eq!((now.0, now.1, now.3), (before.0, 4343, before.3));
+        let without = own.without_fsetid().unwrap();
+        assert_eq!(identity().3, before.3 - CapabilitySet::FSETID);
+        drop((guard, without));
+        assert_eq!(identity(), before);
+    }
+
+    #[test]
     fn the_right_to_keep_set_id_bits_is_given_up_and_comes_back() {
         let own = Credentials::current().unwrap();
         let before = identity();
