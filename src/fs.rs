@@ -161,7 +161,7 @@ pub trait FileSystem: Send + Sync + 'static {
     /// harmless.
     fn forget(&self, node: NodeId, count: u64);
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes>;
-    fn setattr(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes>;
+    fn setattr(&self, who: &Caller, node: NodeId, args: &SetattrArgs) -> Result<Attributes>;
     fn readlink(&self, node: NodeId) -> Result<Vec<u8>>;
     fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry>;
     fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry>;
@@ -233,7 +233,7 @@ pub trait FileSystem: Send + Sync + 'static {
     fn statfs(&self, node: NodeId) -> Result<StatfsOut>;
     fn syncfs(&self, node: NodeId) -> Result<()>;
     fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()>;
-    fn setxattr(&self, who: &Caller, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
+    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
     /// The value, at most `size` bytes of it.
     fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>>;
     /// How long the value is.

@@ -360,6 +360,30 @@ fn a_file_that_a_user_changes_loses_its_privileges() {
 }
 
 #[test]
+fn set_group_id_without_execution_is_no_privilege() {
+    if !is_root() {
+        return;
+    }
+    for (mode, left) in [(0o2767, 0o2767), (0o6767, 0o2767), (0o6710, 0o710)] {
+        let mut session = session_with_files(&["--killpriv-v2"]);
+        let path = session.path("f");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let c = &mut session.client;
+        let f = c.lookup(ROOT, "f").unwrap().nodeid;
+        let fh = c.open(f, libc::O_RDWR).unwrap().fh;
+        (c.uid, c.gid) = (1000, 1000);
+        c.write_flags(f, fh, 0, b"x", WRITE_KILL_SUIDGID, libc::O_RDWR)
+            .unwrap();
+        assert_eq!(session.perm("f"), left, "{mode:o}");
+        // The daemon is itself again.
+        let c = &mut session.client;
+        (c.uid, c.gid) = (0, 0);
+        assert_eq!(c.mkdir(ROOT, "d", 0o755, 0).unwrap().attr.gid, 0);
+        session.finish();
+    }
+}
+
+#[test]
 fn a_file_that_root_changes_keeps_its_set_id_bits_only() {
     if !is_root() {
         return;
@@ -452,6 +476,75 @@ fn a_guest_that_drops_set_id_bits_itself_leaves_those_of_a_cut_file_to_the_daemo
         assert_eq!(session.perm("f"), 0o6777);
     }
     session.finish();
+}
+
+#[test]
+fn a_caller_who_is_not_named_is_taken_for_who_may_write() {
+    if !is_root() {
+        return;
+    }
+    // From 6.12 on the kernel names those only that make something.
+    const NOBODY: u32 = u32::MAX;
+    for (killpriv, flags) in [(&[][..], 0), (&["--killpriv-v2"], OPEN_KILL_SUIDGID)] {
+        for (owner, mode, left_if_cut) in [
+            (0, 0o6755, if flags == 0 { 0o6755 } else { 0o755 }),
+            (0, 0o6775, 0o775),
+            (1000, 0o6755, 0o755),
+        ] {
+            let mut session = session_with_files(killpriv);
+            let path = session.path("f");
+            std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+            let c = &mut session.client;
+            let f = c.lookup(ROOT, "f").unwrap().nodeid;
+            let fh = c.open(f, libc::O_RDWR).unwrap().fh;
+            (c.uid, c.gid) = (NOBODY, NOBODY);
+            let set_id = || fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            set_id();
+            c.open_with(f, libc::O_WRONLY | libc::O_TRUNC, flags)
+                .unwrap();
+            assert_eq!(session.perm("f"), left_if_cut, "{killpriv:?} {mode:o}");
+            set_id();
+            session.client.fallocate(f, fh, 0, 10_000, 0).unwrap();
+            // Without the option the guest has dropped them before it asked.
+            let only_roots = owner == 0 && mode & 0o022 == 0;
+            let left = if flags == 0 || only_roots {
+                mode
+            } else {
+                mode & 0o777
+            };
+            assert_eq!(session.perm("f"), left, "{killpriv:?} {mode:o}");
+            session.finish();
+        }
+    }
+}
+
+#[test]
+fn a_change_that_is_announced_takes_set_id_bits_from_the_guests_view() {
+    if !is_root() {
+        return;
+    }
+    let announced = SetAttr::default();
+    for (args, uid, owner, mode, left) in [
+        (&["--killpriv-v2"][..], 1000, 1000, 0o6777, 0o777),
+        // Nobody executes by the group: the bit means something else.
+        (&["--killpriv-v2"], 1000, 1000, 0o6767, 0o2767),
+        (&["--killpriv-v2"], 0, 1000, 0o6777, 0o6777),
+        (&["--killpriv-v2"], u32::MAX, 1000, 0o6777, 0o777),
+        (&["--killpriv-v2"], u32::MAX, 0, 0o6755, 0o6755),
+        (&[], 1000, 1000, 0o6777, 0o6777),
+    ] {
+        let mut session = session_with_files(args);
+        let path = session.path("f");
+        std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let c = &mut session.client;
+        let f = c.lookup(ROOT, "f").unwrap().nodeid;
+        (c.uid, c.gid) = (uid, uid);
+        let seen = c.setattr(f, &announced).unwrap().attr;
+        assert_eq!(seen.perm(), left, "{args:?} {uid} {owner} {mode:o}");
+        assert_eq!(session.perm("f"), left);
+        session.finish();
+    }
 }
 
 #[test]
@@ -621,7 +714,8 @@ fn set_group_id_goes_with_a_list_where_the_guest_says_so() {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
             let c = &mut session.client;
             let f = c.walk("f").unwrap().nodeid;
-            (c.uid, c.gid) = (1000, 1000);
+            // Kernels that know of mapped mounts do not say who it is.
+            (c.uid, c.gid) = (u32::MAX, u32::MAX);
             c.setxattr_with(f, ACCESS_LIST, &value, flags).unwrap();
             (c.uid, c.gid) = (0, 0);
             assert_eq!(session.perm("f"), left, "group {gid}, flags {flags}");

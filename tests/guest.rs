@@ -246,6 +246,51 @@ fn basic_operations_with_writeback() {
     }
 }
 
+/// The case `privileges.sh`, then the host's look at what it left.
+fn privileges(kernel: &str, daemon: &[&str]) {
+    let share = new_share();
+    let capability = "user.guest.security.capability";
+    Guest::new(kernel)
+        .daemon(&["--posix-acl"])
+        .daemon(daemon)
+        .case(share.path(), "privileges.sh", &[]);
+    let stat = |name: &str| fs::symlink_metadata(share.path().join(name)).unwrap();
+    assert_eq!(stat("lent").mode() & 0o7777, 0o2755);
+    assert_eq!(
+        (stat("lists/file").uid(), stat("plain/file").uid()),
+        (1000, 0)
+    );
+    let mut value = [0; 2000];
+    let name = if daemon.iter().any(|option| option.contains("xattrmap")) {
+        "user.guest.user.long"
+    } else {
+        "user.long"
+    };
+    let len = rustix::fs::getxattr(share.path().join("f"), name, value.as_mut_slice());
+    assert_eq!(len, Ok(value.len()));
+    assert!(value.starts_with(b"0000") && value.ends_with(b"7"));
+    let left = rustix::fs::getxattr(share.path().join("f"), capability, value.as_mut_slice());
+    assert!(left.is_err());
+}
+
+#[test]
+fn privileges_that_the_guest_drops() {
+    privileges("6.1", &["--cache=auto"]);
+    privileges("6.12", &["--writeback"]);
+}
+
+#[test]
+fn privileges_that_the_daemon_drops() {
+    privileges("6.1", &["--killpriv-v2", "--writeback"]);
+    privileges("6.12", &["--killpriv-v2", "--cache=auto"]);
+}
+
+#[test]
+fn privileges_that_have_another_name_on_the_host() {
+    let map = "--xattrmap=:ok:all:system.posix_acl_:system.posix_acl_: :map::user.guest.:";
+    privileges("6.12", &["--killpriv-v2", map]);
+}
+
 #[test]
 fn a_tree_survives_being_copied_out_and_in() {
     for kernel in KERNELS {

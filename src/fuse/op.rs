@@ -16,10 +16,19 @@ pub struct Caller {
     pub gid: u32,
 }
 
+/// The uid in requests that make nothing, once `ALLOW_IDMAP` was agreed on
+/// (`FUSE_INVALID_UIDGID`).
+const NO_UID: u32 = u32::MAX;
+
 impl Caller {
-    /// Whether it is root in the guest, who as a rule has all capabilities.
-    pub fn is_root(&self) -> bool {
-        self.uid == 0
+    /// What becomes of set-id bits of a file that the caller changes, where the
+    /// request does not say: root as a rule has the right to keep them.
+    pub fn set_id(&self) -> SetId {
+        match self.uid {
+            0 => SetId::Keep,
+            NO_UID => SetId::Unknown,
+            _ => SetId::Drop,
+        }
     }
 }
 
@@ -39,8 +48,10 @@ pub enum SetTime {
 pub enum SetId {
     /// It may: the caller has the right to, or does not say.
     Keep,
-    /// The guest's kernel says that the caller has no right to.
+    /// The caller has no right to.
     Drop,
+    /// It is not known who the caller is.
+    Unknown,
 }
 
 impl SetId {
@@ -70,6 +81,14 @@ pub struct SetattrArgs {
     /// What becomes of set-id bits when the length changes; the host itself drops
     /// them when the owner does.
     pub set_id: SetId,
+}
+
+impl SetattrArgs {
+    /// Whether the request changes nothing that it names.
+    pub fn sets_nothing(&self) -> bool {
+        (self.mode, self.uid, self.gid, self.size) == (None, None, None, None)
+            && (self.atime, self.mtime) == (SetTime::Omit, SetTime::Omit)
+    }
 }
 
 /// Arguments of MKNOD.

@@ -14,7 +14,7 @@ use super::inode::Node;
 use super::lookup::identify;
 use crate::fs::{Attributes, Result};
 use crate::fuse::abi::{Attr, StatfsOut, StatxOut, StatxTime};
-use crate::fuse::flags::statx;
+use crate::fuse::flags::{init as features, statx};
 use crate::fuse::op::{Caller, SetTime, SetattrArgs, StatxArgs};
 use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
@@ -120,10 +120,18 @@ impl Passthrough {
     }
 
     /// SETATTR: each change by the call that a local process would use.
-    pub(super) fn set_attributes(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
+    pub(super) fn set_attributes(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: &SetattrArgs,
+    ) -> Result<Attributes> {
         let inode = self.node(node)?;
         args.handle
             .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
+        if args.sets_nothing() && self.has(features::HANDLE_KILLPRIV_V2) {
+            self.drop_set_id_bits(&inode, who.set_id())?;
+        }
         // The owner comes first: changing it drops the set-id bits, which the
         // mode of the same request may set.
         if args.uid.is_some() || args.gid.is_some() {

@@ -13,6 +13,9 @@ use rustix::thread::{
 
 use super::id_map::HostIds;
 
+/// A group that nobody is a member of.
+const NO_ONES: u32 = 65534;
+
 /// Who the daemon is when it acts for itself; the same for all its threads.
 #[derive(Debug)]
 pub struct Credentials {
@@ -103,14 +106,34 @@ impl Credentials {
         self.capabilities.effective.contains(CapabilitySet::FSETID)
     }
 
-    /// Makes the calling thread a member of this group only, in place of the
-    /// daemon's own.
+    /// Makes sure that the calling thread is not in a group; see
+    /// [`Self::inside_of`].
     ///
     /// # Errors
     /// Those of the calls that change the identity; then nothing is changed.
-    pub fn as_member_of(&self, gid: Gid) -> Result<AsGuest<'_>, Errno> {
+    pub fn outside_of(&self, gid: Gid) -> Result<Option<AsGuest<'_>>, Errno> {
+        match (gid == self.gid, gid.as_raw()) {
+            (false, _) => Ok(None),
+            (true, NO_ONES) => self.inside_of(Gid::ROOT),
+            (true, _) => self.inside_of(Gid::from_raw(NO_ONES)),
+        }
+    }
+
+    /// Makes the calling thread a member of a group in place of the daemon's own:
+    /// `None` if it is that already, or if its user namespace does not have the
+    /// group, which then means nothing.
+    ///
+    /// # Errors
+    /// Those of the calls that change the identity; then nothing is changed.
+    pub fn inside_of(&self, gid: Gid) -> Result<Option<AsGuest<'_>>, Errno> {
+        if gid == self.gid {
+            return Ok(None);
+        }
         let uid = self.uid;
-        self.assume(HostIds { uid, gid }, None, Override::Keep)
+        match self.assume(HostIds { uid, gid }, None, Override::Keep) {
+            Err(Errno::INVAL) => Ok(None),
+            inside => inside.map(Some),
+        }
     }
 
     /// Makes the calling thread one whose writes drop set-id bits.
@@ -301,16 +324,22 @@ mod tests {
     }
 
     #[test]
-    fn another_group_takes_the_place_of_the_daemons_own() {
+    fn the_daemons_own_group_is_left_where_it_is_a_files() {
         let own = Credentials::current().unwrap();
         let before = identity();
         if !geteuid().is_root() {
             println!("skips itself: it needs root");
             return;
         }
-        let guard = own.as_member_of(Gid::from_raw(4343)).unwrap();
+        assert!(
+            own.outside_of(Gid::from_raw(before.1 + 1))
+                .unwrap()
+                .is_none()
+        );
+        let guard = own.outside_of(Gid::from_raw(before.1)).unwrap();
         let now = identity();
-        assert_eq!((now.0, now.1, now.3), (before.0, 4343, before.3));
+        assert_eq!((now.0, now.3), (before.0, before.3));
+        assert_ne!(now.1, before.1);
         let without = own.without_fsetid().unwrap();
         assert_eq!(identity().3, before.3 - CapabilitySet::FSETID);
         drop((guard, without));

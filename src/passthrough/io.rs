@@ -162,8 +162,7 @@ impl Passthrough {
     pub(super) fn allocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()> {
         let file = self.handles.file(node, args.handle)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
-        // No flag says whether the caller may keep set-id bits.
-        let set_id = SetId::dropped_if(!who.is_root());
+        let set_id = self.set_id_without_flag(who);
         let _as_caller = self.drop_privileges_of(file.as_fd(), set_id)?;
         rustix::fs::fallocate(file.as_fd(), mode, args.offset, args.length)
     }
@@ -182,7 +181,7 @@ impl Passthrough {
         let to = self.handles.file(args.node_out, args.handle_out)?;
         let (mut offset_in, mut offset_out) = (args.offset_in, args.offset_out);
         let length = args.length.min(MAX_COPY_BYTES) as usize;
-        let set_id = SetId::dropped_if(!who.is_root());
+        let set_id = self.set_id_without_flag(who);
         let _as_caller = self.drop_privileges_of(to.as_fd(), set_id)?;
         let copied = rustix::fs::copy_file_range(
             from.as_fd(),

@@ -357,8 +357,8 @@ impl FileSystem for Passthrough {
         self.attributes(node, handle)
     }
 
-    fn setattr(&self, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
-        self.set_attributes(node, args)
+    fn setattr(&self, who: &Caller, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
+        self.set_attributes(who, node, args)
     }
 
     fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
@@ -519,8 +519,8 @@ impl FileSystem for Passthrough {
         self.check_access(who, node, mask)
     }
 
-    fn setxattr(&self, who: &Caller, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
-        self.set_xattr(who, node, args)
+    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
+        self.set_xattr(node, args)
     }
 
     fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {

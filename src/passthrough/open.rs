@@ -14,7 +14,7 @@ use super::lookup::{Found, Interest, identify};
 use crate::config::CachePolicy;
 use crate::fs::{Entry, Opened, Result};
 use crate::fuse::flags::{self, init};
-use crate::fuse::op::{Caller, CreateArgs, OpenArgs, SetId, TmpfileArgs};
+use crate::fuse::op::{Caller, CreateArgs, OpenArgs, TmpfileArgs};
 use crate::id::{HandleId, NodeId};
 
 /// The flags of the guest's `open(2)` that reach the host; `O_APPEND` does not:
@@ -85,16 +85,6 @@ impl Passthrough {
         };
         let kind = inode.mount().kind();
         Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
-    }
-
-    /// What becomes of set-id bits of a file that is cut when it is opened. A guest
-    /// that drops them itself does not do so here: it leaves the cutting to us.
-    fn set_id_of_cut(&self, who: &Caller, args: OpenArgs) -> SetId {
-        if self.has(init::HANDLE_KILLPRIV_V2) {
-            args.set_id
-        } else {
-            SetId::dropped_if(!who.is_root())
-        }
     }
 
     /// OPENDIR.

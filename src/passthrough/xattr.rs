@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{Gid, XattrFlags};
 use rustix::io::Errno;
 
 use super::Passthrough;
@@ -17,7 +17,7 @@ use super::xattr_map::XattrMap;
 use crate::fs::Result;
 use crate::fuse::XATTR_SIZE_MAX;
 use crate::fuse::flags::init as features;
-use crate::fuse::op::{Caller, SetId, SetxattrArgs};
+use crate::fuse::op::{SetId, SetxattrArgs};
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 
@@ -95,17 +95,12 @@ impl Passthrough {
     }
 
     /// SETXATTR.
-    pub(super) fn set_xattr(
-        &self,
-        who: &Caller,
-        node: NodeId,
-        args: &SetxattrArgs<'_>,
-    ) -> Result<()> {
+    pub(super) fn set_xattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
         let flags = XattrFlags::from_bits_retain(args.flags);
         self.with_xattr_target(node, |path| {
             let name = self.host_name(args.name)?;
             let _as_caller = if args.set_id == SetId::Drop && *name == *ACCESS_LIST {
-                Some(self.without_set_group_id(who)?)
+                Some(self.without_set_group_id(path)?)
             } else {
                 None
             };
@@ -114,19 +109,20 @@ impl Passthrough {
     }
 
     /// Makes the thread one that cannot keep set-group-id when it sets an access
-    /// control list: without the capability, and as little a member of the file's
-    /// group as the caller. The rest of its rights stay.
+    /// control list: without the capability, and not in the file's group. The rest
+    /// of its rights stay.
     fn without_set_group_id(
         &self,
-        who: &Caller,
+        path: &CStr,
     ) -> Result<(Option<AsGuest<'_>>, WithoutFsetid<'_>)> {
-        let as_member = if self.credentials.may_keep_set_id() {
-            let gid = self.ids.host_ids(who)?.gid;
-            Some(self.credentials.as_member_of(gid)?)
+        // A daemon without the capability cannot keep it in any group but its own.
+        let outside = if self.credentials.may_keep_set_id() {
+            let gid = Gid::from_raw(rustix::fs::stat(path)?.st_gid);
+            self.credentials.outside_of(gid)?
         } else {
             None
         };
-        Ok((as_member, self.credentials.without_fsetid()?))
+        Ok((outside, self.credentials.without_fsetid()?))
     }
 
     /// GETXATTR.

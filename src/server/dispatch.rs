@@ -50,7 +50,7 @@ impl<F: FileSystem> Server<F> {
                 Ok(())
             }
             Op::Getattr { handle } => put(reply, &fs.getattr(node, handle)?.to_wire()),
-            Op::Setattr(args) => put(reply, &fs.setattr(node, &args)?.to_wire()),
+            Op::Setattr(args) => put(reply, &fs.setattr(who, node, &args)?.to_wire()),
             Op::Readlink => put_bytes(reply, &fs.readlink(node)?),
             Op::Symlink(args) => put_entry(reply, &fs.symlink(who, node, &args)?),
             Op::Mknod(args) => put_entry(reply, &fs.mknod(who, node, &args)?),
@@ -96,7 +96,7 @@ impl<F: FileSystem> Server<F> {
                 let locking = Locking::Wait(header.unique);
                 return fs.set_lock(node, &args, locking, patience);
             }
-            Op::Setxattr(args) => fs.setxattr(who, node, &args),
+            Op::Setxattr(args) => fs.setxattr(node, &args),
             Op::Getxattr { name, size: 0 } => put_len(reply, fs.getxattr_len(node, name)?),
             Op::Getxattr { name, size } => put_bytes(reply, &fs.getxattr(node, name, size)?),
             Op::Listxattr { size: 0 } => put_len(reply, fs.listxattr_len(node)?),
