@@ -28,7 +28,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{getegid, geteuid};
 use tempfile::TempDir;
 
-use common::daemon::{Daemon, WAITING, default_binary};
+use common::daemon::{Daemon, WAITING, copy_binary};
 use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
 use common::fuse_client::{Client, Request, SetAttr, read_in, release_in, write_in};
 use common::trace::{Call, Trace, described, traced};
@@ -101,7 +101,7 @@ impl Place {
             fs::write(place.path(name), "secret").unwrap();
             open_to_all(&place.path(name), 0o666);
         }
-        fs::copy(default_binary(), place.path("virtiofsd")).unwrap();
+        copy_binary(&place.path("virtiofsd"));
         place.give_to_owner("share");
         place
     }

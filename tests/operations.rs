@@ -164,7 +164,8 @@ fn lookup_gives_the_attributes_of_the_host() {
     assert_eq!(entry.attr.blocks, host.blocks());
     assert_eq!(entry.attr.mode, host.mode());
     assert_eq!(u64::from(entry.attr.nlink), host.nlink());
-    assert_eq!((entry.attr.uid, entry.attr.gid), (host.uid(), host.gid()));
+    // Whoever runs the test is the guest's root.
+    assert_eq!((entry.attr.uid, entry.attr.gid), (0, 0));
     assert_eq!(u64::from(entry.attr.blksize), host.blksize());
     assert_eq!(entry.attr.mtime, host.mtime().cast_unsigned());
     assert_eq!(i64::from(entry.attr.mtimensec), host.mtime_nsec());

@@ -199,6 +199,15 @@ fn without_writeback_the_guest_does_not_cache_writes() {
 
 // ---- open flags that are taken off
 
+/// The kernel shows the daemon's descriptors to root only.
+fn shows_descriptors() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("skips itself: it looks at descriptors, which takes root");
+    }
+    is_root
+}
+
 /// Open flags of the daemon's descriptors for a file, save O_PATH ones.
 fn host_flags(session: &Session, name: &str) -> Vec<i32> {
     let pid = session.daemon.serving_pid();
@@ -237,6 +246,9 @@ fn flags_after_open(args: &[&str], flags: i32) -> i32 {
 
 #[test]
 fn direct_io_on_the_host_needs_an_option() {
+    if !shows_descriptors() {
+        return;
+    }
     let flags = libc::O_RDWR | libc::O_DIRECT;
     assert_eq!(flags_after_open(&[], flags) & libc::O_DIRECT, 0);
     assert_ne!(
@@ -264,6 +276,9 @@ fn the_guests_cache_may_write_parts_of_blocks_through_a_direct_handle() {
 
 #[test]
 fn access_times_are_kept_with_an_option_only() {
+    if !shows_descriptors() {
+        return;
+    }
     let flags = libc::O_RDONLY | libc::O_NOATIME;
     assert_eq!(flags_after_open(&[], flags) & libc::O_NOATIME, 0);
     assert_ne!(
@@ -274,6 +289,9 @@ fn access_times_are_kept_with_an_option_only() {
 
 #[test]
 fn descriptors_are_closed_on_exec_and_never_follow() {
+    if !shows_descriptors() {
+        return;
+    }
     let flags = flags_after_open(&[], libc::O_RDWR);
     assert_ne!(flags & libc::O_CLOEXEC, 0);
 }

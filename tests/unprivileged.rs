@@ -16,13 +16,13 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, PidfdFlags, Signal, getegid, geteuid, kill_process, pidfd_open};
 use tempfile::TempDir;
 
-use common::daemon::{Daemon, WAITING, default_binary};
+use common::daemon::{Daemon, WAITING, copy_binary};
 use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
 use common::fuse_client::{Client, Request, SetAttr, groups_extension};
 use common::wire::{Encoder, ROOT, op};
@@ -63,7 +63,7 @@ impl Place {
             chown(folder.path().join(name), Some(uid), Some(gid)).unwrap();
         }
         // The folder where it was built may not be open to others.
-        fs::copy(default_binary(), folder.path().join("virtiofsd")).unwrap();
+        copy_binary(&folder.path().join("virtiofsd"));
         Self(folder)
     }
 
@@ -137,8 +137,17 @@ impl Place {
     /// 100000 to 165535, in a mount namespace of its own.
     fn with_more_ids(&self, more: &str, arguments: &[&str]) -> Command {
         let etc = self.path("etc");
-        let copied = Command::new("cp").arg("-a").arg("/etc").arg(&etc).status();
-        assert!(copied.unwrap().success());
+        fs::create_dir(&etc).unwrap();
+        for file in [
+            "passwd",
+            "group",
+            "nsswitch.conf",
+            "login.defs",
+            "ld.so.cache",
+        ] {
+            // Not every system has all of them.
+            let _ = fs::copy(Path::new("/etc").join(file), etc.join(file));
+        }
         let (uid, gid) = user();
         for file in ["subuid", "subgid"] {
             fs::write(etc.join(file), format!("{uid}:100000:65536\n")).unwrap();
@@ -566,4 +575,164 @@ fn without_a_sandbox_the_daemon_is_its_user() {
     drop((client, vmm));
     assert!(daemon.wait().success());
     place.assert_clean();
+}
+
+// Where namespaces are forbidden
+
+mod container {
+    //! A command under a filter of system calls like that of a container runtime.
+    #![allow(unsafe_code)]
+
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, TargetArch,
+    };
+
+    /// The kernel says EPERM to namespaces and mounts, and to unshare altogether.
+    pub(super) fn confine(command: &mut Command) {
+        let namespaces = [
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWNS,
+            libc::CLONE_NEWNET,
+        ];
+        let with = |flag: i32| {
+            let flag = u64::try_from(flag).unwrap();
+            let is_set = SeccompCmpOp::MaskedEq(flag);
+            let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, is_set, flag);
+            SeccompRule::new(vec![condition.unwrap()]).unwrap()
+        };
+        let always = [
+            libc::SYS_unshare,
+            libc::SYS_mount,
+            libc::SYS_setns,
+            libc::SYS_pivot_root,
+            libc::SYS_open_tree,
+            libc::SYS_move_mount,
+        ];
+        let mut rules: std::collections::BTreeMap<_, _> =
+            always.into_iter().map(|call| (call, Vec::new())).collect();
+        rules.insert(libc::SYS_clone, namespaces.map(with).to_vec());
+        let filter = SeccompFilter::new(
+            rules,
+            SeccompAction::Allow,
+            SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap()),
+            TargetArch::try_from(std::env::consts::ARCH).unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        let apply = move || {
+            seccompiler::apply_filter(&program).map_err(|_| std::io::Error::from_raw_os_error(1))
+        };
+        // SAFETY: the filter was built before; to install it takes two calls to
+        // the kernel and no memory.
+        unsafe { command.pre_exec(apply) };
+    }
+}
+
+#[test]
+fn in_a_container_without_namespaces_the_user_has_no_sandbox() {
+    let place = Place::new();
+    let mut command = place.command(&[]);
+    container::confine(&mut command);
+    let line = place.refusal(command);
+    for part in [
+        "cannot make a process in a new user namespace for the sandbox",
+        "container runtimes usually forbid it",
+        "user.max_user_namespaces",
+        "--sandbox=none",
+        "Operation not permitted",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+
+    // Threads cannot have umasks of their own there.
+    let mut command = place.command(&["--sandbox=none", "--posix-acl"]);
+    container::confine(&mut command);
+    let line = place.refusal(command);
+    assert!(
+        line.contains("--posix-acl needs threads that have umasks"),
+        "{line}"
+    );
+
+    for pool in ["--thread-pool-size=0", "--thread-pool-size=3"] {
+        let place = Place::new();
+        let (uid, gid) = user();
+        let mut command = place.command(&["--sandbox=none", "--xattr", pool]);
+        container::confine(&mut command);
+        let mut daemon = Place::wait_for(command);
+        let (vmm, mut client) = place.mount();
+        (client.uid, client.gid) = (uid, gid);
+        let (file, open) = client.create(ROOT, "file", libc::O_RDWR, 0o640).unwrap();
+        client.write(file.nodeid, open.fh, 0, b"content").unwrap();
+        client
+            .setxattr(file.nodeid, "user.x", b"1", 0, false)
+            .unwrap();
+        assert_eq!(client.getxattr(file.nodeid, "user.x", 10).unwrap(), b"1");
+        assert_eq!(fs::read(place.path("share/file")).unwrap(), b"content");
+        assert_every_thread_is_locked(daemon.pid());
+        drop((client, vmm));
+        assert!(daemon.wait().success());
+        place.assert_clean();
+    }
+}
+
+#[test]
+fn in_a_container_without_namespaces_root_has_chroot() {
+    if !is_root("in_a_container_without_namespaces_root_has_chroot") {
+        return;
+    }
+    let place = Place::new();
+    let as_root = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.uid(0).gid(0);
+        container::confine(&mut command);
+        command
+    };
+    let line = place.refusal(as_root(&[]));
+    for part in [
+        "cannot make a process in a new pid namespace for the sandbox",
+        "container runtimes usually forbid it",
+        "--sandbox=chroot",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    for sandbox in ["--sandbox=chroot", "--sandbox=none"] {
+        let mut daemon = Place::wait_for(as_root(&[sandbox, "--xattr"]));
+        let (vmm, mut client) = place.mount();
+        let name = sandbox.trim_start_matches('-');
+        client.setattr(ROOT, &mode(0o777)).unwrap();
+        mkdir_as(&mut client, (1234, 2345), name).unwrap();
+        assert_eq!(place.owner(name), (1234, 2345));
+        let node = client.walk(name).unwrap().nodeid;
+        client.setxattr(node, "user.x", b"1", 0, false).unwrap();
+        drop((client, vmm));
+        assert!(daemon.wait().success());
+        place.assert_clean();
+    }
+}
+
+#[test]
+fn where_the_host_allows_no_user_namespaces_that_is_named() {
+    if !is_root("where_the_host_allows_no_user_namespaces_that_is_named") {
+        return;
+    }
+    let place = Place::new();
+    // Each namespace has its own limit for those inside it.
+    let mut command = place.with_more_ids(
+        "unshare -r --map-auto sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && \
+         chmod 777 run && exec setpriv --reuid=1000 --regid=1000 --clear-groups \"$@\"' sh",
+        &[],
+    );
+    command.env_remove("RUST_LOG");
+    let line = place.refusal(command);
+    for part in [
+        "cannot make a process in a new user namespace for the sandbox",
+        "user.max_user_namespaces",
+        "No space left on device",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
 }

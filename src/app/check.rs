@@ -6,6 +6,8 @@ use std::fmt::Display;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+
 use crate::cli::{Options, Settings, SocketChoice};
 use crate::passthrough::{IdMaps, Passthrough};
 use crate::process::capabilities::{self, Kept};
@@ -138,15 +140,15 @@ fn check_inside(
     };
     let rights = super::drop_supplementary_groups().and_then(|()| capabilities::reduce(kept));
     report.step("rights", rights);
-    let threads = sys::thread::unshare_fs().map_err(|errno| {
-        anyhow::anyhow!(
-            "a thread cannot have a file-system context of its own ({errno}); let the \
-             container's seccomp profile allow unshare(CLONE_FS)"
-        )
-    });
-    report.step("threads", threads);
+    let directory = inside.proc_self_fd.try_clone();
     let tree = Passthrough::new(&inside.root, inside.proc_self_fd, config, descriptors);
     report.step("tree", tree);
+    // At last, since relative paths lead elsewhere afterwards.
+    let threads = directory
+        .map_err(anyhow::Error::from)
+        .and_then(|directory| Ok(sys::thread::settle_in(directory)?))
+        .context("a thread cannot go to the list of its descriptors");
+    report.step("threads", threads);
     let filter = super::filter_system_calls(settings.seccomp);
     report.step("filter of system calls", filter);
     report.code()

@@ -138,9 +138,9 @@ thread_local! {
 }
 
 impl Serving {
-    /// Every thread that serves gets a file-system context of its own with
-    /// `directory` as its working directory; that this is possible is tried here,
-    /// on the calling thread.
+    /// Every thread that serves gets `directory` as its working directory, and
+    /// where it may a file-system context of its own; that this is possible is
+    /// tried here, on the calling thread.
     ///
     /// # Errors
     /// When threads cannot be set up so.
@@ -149,10 +149,7 @@ impl Serving {
         maker: PoolMaker,
         directory: &OwnedFd,
     ) -> anyhow::Result<Self> {
-        sys::thread::settle_in(directory).context(
-            "cannot give a thread its own file-system context; \
-             let the container's seccomp profile allow unshare(CLONE_FS)",
-        )?;
+        sys::thread::settle_in(directory).context("cannot give a thread its working directory")?;
         let copy = || directory.try_clone().context("cannot copy a descriptor");
         Ok(Self {
             first: match threads {

@@ -151,6 +151,10 @@ impl Passthrough {
         rustix::process::umask(Mode::empty());
         let xattr_names = XattrMap::new(config.xattr_map.clone());
         if config.posix_acl != Wanted::No {
+            crate::sys::thread::settle_in_alone(&proc_self_fd).context(
+                "--posix-acl needs threads that have umasks of their own; let the container's \
+                 seccomp profile allow unshare(CLONE_FS), or leave the option out",
+            )?;
             xattr::warn_about_renamed_lists(&xattr_names);
         }
         Ok(Self {

@@ -12,10 +12,19 @@ use rustix::thread::UnshareFlags;
 ///
 /// # Errors
 /// Those of `unshare(2)`: `EPERM` where a container's seccomp filter forbids it.
-pub fn unshare_fs() -> Result<(), Errno> {
+fn unshare_fs() -> Result<(), Errno> {
     // SAFETY: CLONE_FS takes no descriptor or memory away from anyone; it only
     // stops this thread from sharing its umask and working directory.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }
+}
+
+/// Whose the file-system context of a thread is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Context {
+    /// Its own.
+    Own,
+    /// That of all threads, since this process may not have another one.
+    Shared,
 }
 
 /// The calling thread has a umask for as long as this lives; all others and it
@@ -28,9 +37,9 @@ pub struct Masked(());
 /// settles in `directory` first (see [`settle_in`]).
 ///
 /// # Errors
-/// Those of [`settle_in`].
+/// Those of [`settle_in_alone`].
 pub fn mask(directory: impl AsFd, umask: Mode) -> Result<Masked, Errno> {
-    settle_in(directory)?;
+    settle_in_alone(directory)?;
     rustix::process::umask(umask);
     Ok(Masked(()))
 }
@@ -42,21 +51,42 @@ impl Drop for Masked {
 }
 
 thread_local! {
-    static PREPARED: Cell<bool> = const { Cell::new(false) };
+    static CONTEXT: Cell<Option<Context>> = const { Cell::new(None) };
 }
 
-/// Makes `directory` the working directory of this thread alone, once.
+/// Makes `directory` the working directory of this thread, once: alone if it may
+/// have one of its own, otherwise of all. It is the same one for all threads.
 ///
 /// # Errors
-/// Those of `unshare(2)` and `fchdir(2)`.
+/// Those of `unshare(2)`, but `EPERM`, and of `fchdir(2)`.
 pub fn settle_in(directory: impl AsFd) -> Result<(), Errno> {
-    if PREPARED.get() {
-        return Ok(());
+    settle(directory).map(drop)
+}
+
+/// The same for a thread that needs a context of its own.
+///
+/// # Errors
+/// Those of `unshare(2)` and `fchdir(2)`; `EPERM` where a container's seccomp filter
+/// forbids it.
+pub fn settle_in_alone(directory: impl AsFd) -> Result<(), Errno> {
+    match settle(directory)? {
+        Context::Own => Ok(()),
+        Context::Shared => Err(Errno::PERM),
     }
-    unshare_fs()?;
+}
+
+fn settle(directory: impl AsFd) -> Result<Context, Errno> {
+    if let Some(context) = CONTEXT.get() {
+        return Ok(context);
+    }
+    let context = match unshare_fs() {
+        Ok(()) => Context::Own,
+        Err(Errno::PERM) => Context::Shared,
+        Err(errno) => return Err(errno),
+    };
     rustix::process::fchdir(directory)?;
-    PREPARED.set(true);
-    Ok(())
+    CONTEXT.set(Some(context));
+    Ok(context)
 }
 
 /// The signal with which a thread is interrupted: one that nobody else uses.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getegid, geteuid, pidfd_open};
 use tempfile::TempDir;
 
 use super::{PATIENCE, wait_readable};
@@ -24,6 +24,14 @@ pub fn default_binary() -> PathBuf {
     env::var_os("VIRTIOFSD")
         .unwrap_or_else(|| built.into())
         .into()
+}
+
+/// Copies the daemon to a place that others may reach.
+pub fn copy_binary(to: &Path) {
+    // By a program: a process that another test starts meanwhile would have the
+    // file open for writing for a moment, and then it cannot be executed.
+    let copied = Command::new("cp").arg(default_binary()).arg(to).status();
+    assert!(copied.unwrap().success());
 }
 
 /// Arguments that every daemon of a test crate gets.
@@ -73,6 +81,13 @@ impl Daemon {
             "trap",
         ]);
         command.args(args);
+        let is_settled = |arg: &&str| arg.contains("translate") || arg.contains("posix-acl");
+        if !geteuid().is_root() && !args.iter().any(is_settled) {
+            // The guest's root is whoever runs the test.
+            let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+            command.arg(format!("--translate-uid=map:0:{uid}:1"));
+            command.arg(format!("--translate-gid=map:0:{gid}:1"));
+        }
         let mut daemon = Self::spawn(command);
         daemon.socket = socket.into();
         daemon.expect_log(WAITING);
@@ -219,8 +234,12 @@ impl Daemon {
         kib * 1024
     }
 
-    /// Number of open descriptors.
+    /// Number of open descriptors; 0 where the kernel does not show them, as it
+    /// does to root only.
     pub fn open_fds(&self) -> usize {
+        if !geteuid().is_root() {
+            return 0;
+        }
         fs::read_dir(self.proc("fd")).unwrap().count()
     }
 
