@@ -1201,6 +1201,30 @@ fn kernels_before_6_3_send_the_label_without_saying_so() {
 }
 
 #[test]
+fn a_file_without_a_name_has_its_label_when_it_gets_one() {
+    if !is_root() {
+        return;
+    }
+    let mut session = Session::new(LABELS);
+    let request = |label| {
+        let flags = (libc::O_TMPFILE | libc::O_RDWR).cast_unsigned();
+        let body = Encoder::new().u32(flags).u32(0o100_600).u32(0).u32(0);
+        let request = Request::new(op::TMPFILE, ROOT, body.name("/"));
+        let request = request.space(ENTRY_OUT + 16);
+        request.extensions(label_extension(label, b"v"))
+    };
+    let c = &mut session.client;
+    let node = make(c, &request(LABEL)).unwrap().nodeid;
+    assert_eq!(c.getxattr(node, LABEL, 9).unwrap(), b"v");
+    c.link(node, ROOT, "named").unwrap();
+    let refused = make(c, &request("no-such-namespace.x"));
+    assert_eq!(refused.unwrap_err(), libc::ENOTSUP);
+    assert_eq!(host_value(&session.path("named"), LABEL).unwrap(), b"v");
+    assert_eq!(names_in(&session.path("")), ["named"]);
+    session.finish();
+}
+
+#[test]
 fn labels_that_nobody_asked_for_are_not_stored() {
     let mut session = Session::new(&["--xattr"]);
     assert!(!session.init.unwrap().has(init::SECURITY_CTX));

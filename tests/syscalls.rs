@@ -378,3 +378,46 @@ fn a_batch_costs_one_kick_and_one_call() {
     }
     budget.finish();
 }
+
+/// What the options about privileges add, where they are on.
+#[test]
+fn privileges_cost_what_they_must() {
+    use common::wire::WRITE_KILL_SUIDGID;
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "only root can act as others: run this test as root"
+    );
+    let mut budget = Budget::new(&[
+        "--inode-file-handles=never",
+        "--posix-acl",
+        "--killpriv-v2",
+        "--xattrmap=:ok:all:system.:system.: :map::user.guest.:",
+    ]);
+    put_files(&budget.session);
+    let client = &mut budget.session.client;
+    let node = client.lookup(ROOT, "f0").unwrap().nodeid;
+    let fh = client.open(node, libc::O_RDWR).unwrap().fh;
+    // The renamed capability, and the mode of who may not keep set-id bits.
+    let allowed = &["removexattr", "fstat", "pwritev2"];
+    budget.check("WRITE of a user", allowed, |client, _| {
+        client
+            .write_flags(node, fh, 0, b"x", WRITE_KILL_SUIDGID, libc::O_RDWR)
+            .unwrap();
+    });
+    budget.check("GETXATTR", &["getxattr"], |client, _| {
+        client.getxattr(node, "user.none", 100).unwrap_err();
+    });
+    let allowed = &["umask", "openat", "umask", "statx", "openat"];
+    budget.check("CREATE with a umask", allowed, |client, number| {
+        let name = format!("new{number}");
+        client
+            .create_masked(ROOT, &name, libc::O_RDWR, 0o666, 0o022)
+            .unwrap();
+    });
+    let allowed = &["openat", "statx", "openat"];
+    budget.check("CREATE without", allowed, |client, number| {
+        let name = format!("plain{number}");
+        client.create(ROOT, &name, libc::O_RDWR, 0o666).unwrap();
+    });
+    budget.finish();
+}
