@@ -187,10 +187,10 @@ fn large_and_synchronous_writes_arrive() {
     ] {
         let flags = flags | libc::O_RDWR;
         let (entry, open) = session.client.create(ROOT, name, flags, 0o644).unwrap();
-        let data: Vec<u8> = (0..1_048_576_u32).map(|n| (n / 3) as u8).collect();
+        let data: Vec<u8> = (0..2_097_152_u32).map(|n| (n / 3) as u8).collect();
         // A direct write needs aligned buffers, which the guest's are not here.
         match session.client.write(entry.nodeid, open.fh, 0, &data) {
-            Ok(written) => assert_eq!(written, 1 << 20, "{name}"),
+            Ok(written) => assert_eq!(written, 2 << 20, "{name}"),
             Err(errno) => assert_eq!((name, errno), ("direct", libc::EINVAL)),
         }
         if name != "direct" {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use foldhash::fast::RandomState;
@@ -21,6 +21,9 @@ use crate::sys::locks::{read, write};
 
 /// Shards of the map: queues that work on different files seldom meet.
 const SHARDS: usize = 16;
+
+/// After a write that took long, so many are expected to take as long.
+const LONG_WRITES_IN_A_ROW: u32 = 32;
 
 /// A file or directory that the guest has open.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct Handle {
     is_direct: bool,
     /// Whether the host was seen to refuse `RWF_NOWAIT`.
     refuses_nowait: AtomicBool,
+    /// How many of the next writes are expected to take long.
+    long_writes: AtomicU32,
     /// The position, for a directory.
     stream: Option<Mutex<DirStream>>,
 }
@@ -52,6 +57,7 @@ impl Handle {
             is_synchronous: flags.intersects(OFlags::DIRECT | OFlags::DSYNC | OFlags::SYNC),
             is_direct: flags.contains(OFlags::DIRECT),
             refuses_nowait: AtomicBool::new(false),
+            long_writes: AtomicU32::new(0),
             stream: None,
         }
     }
@@ -72,6 +78,7 @@ impl Handle {
             is_synchronous: false,
             is_direct: false,
             refuses_nowait: AtomicBool::new(false),
+            long_writes: AtomicU32::new(0),
             stream: Some(Mutex::new(DirStream::new())),
         }
     }
@@ -99,6 +106,23 @@ impl Handle {
     /// Whether the host was seen to refuse `RWF_NOWAIT`.
     pub fn refuses_nowait(&self) -> bool {
         self.refuses_nowait.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next write is expected to take long.
+    pub fn expects_long_write(&self) -> bool {
+        self.long_writes.load(Ordering::Relaxed) > 0
+            && self
+                .long_writes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok()
+    }
+
+    /// A write took long: so will the next ones.
+    pub fn note_long_write(&self) {
+        self.long_writes
+            .store(LONG_WRITES_IN_A_ROW, Ordering::Relaxed);
     }
 
     /// The host refused `RWF_NOWAIT`.
@@ -303,6 +327,15 @@ mod tests {
             let handle = Handle::file(NodeId(5), fd(), kind, flags);
             assert_eq!(handle.needs_flush(), expected, "{kind:?} {flags:?}");
         }
+    }
+
+    #[test]
+    fn a_long_write_is_expected_to_be_followed_by_some() {
+        let file = file(5);
+        assert!(!file.expects_long_write());
+        file.note_long_write();
+        assert!((0..LONG_WRITES_IN_A_ROW).all(|_| file.expects_long_write()));
+        assert!(!file.expects_long_write());
     }
 
     #[test]
