@@ -18,13 +18,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+use common::fuse_client::{Lock, Request, SetAttr};
 use common::session::Session;
+use common::wire::{ENTRY_OUT, Encoder, ROOT, op};
+use virtiofsd::fuse::opcode::Opcode;
 use virtiofsd::process::seccomp::{self, Action};
 
 /// One system call by its number. The arguments of all calls below are wrong
@@ -307,4 +310,167 @@ fn without_a_filter_there_is_none() {
     let filters = of_all_threads(session.daemon.pid(), "Seccomp");
     assert!(filters.iter().all(|(_, mode)| mode == "0"), "{filters:?}");
     session.finish();
+}
+
+/// Sends each operation of the table once; gives the numbers of those that were
+/// answered without an error.
+fn every_operation(session: &mut Session) -> BTreeSet<u32> {
+    session.put("text", "some text");
+    let c = &mut session.client;
+    let mut served = BTreeSet::from([op::INIT]);
+    let mut note = |number: u32, answer: Result<(), i32>| {
+        answer.unwrap_or_else(|errno| panic!("operation {number}: {errno}"));
+        served.insert(number);
+    };
+    let file = c.lookup(ROOT, "text").unwrap().nodeid;
+    note(op::LOOKUP, Ok(()));
+    note(op::GETATTR, c.getattr(file).map(drop));
+    let all = SetAttr {
+        mode: Some(0o640),
+        uid: Some(0),
+        gid: Some(0),
+        size: Some(5000),
+        mtime: Some((1, 0)),
+        ..SetAttr::default()
+    };
+    note(op::SETATTR, c.setattr(file, &all).map(drop));
+    let link = c.symlink(ROOT, "link", "text").unwrap().nodeid;
+    note(op::SYMLINK, Ok(()));
+    note(op::READLINK, c.readlink(link).map(drop));
+    note(
+        op::MKNOD,
+        c.mknod(ROOT, "fifo", libc::S_IFIFO | 0o600, 0, 0).map(drop),
+    );
+    (c.uid, c.gid) = (1234, 1234);
+    let folder = c.mkdir(ROOT, "folder", 0o755, 0).unwrap().nodeid;
+    (c.uid, c.gid) = (0, 0);
+    note(op::MKDIR, Ok(()));
+    note(op::LINK, c.link(file, folder, "twin").map(drop));
+    note(op::RENAME, c.rename((ROOT, "fifo"), (ROOT, "pipe")));
+    note(
+        op::RENAME2,
+        c.rename2((ROOT, "pipe"), (ROOT, "link"), libc::RENAME_EXCHANGE),
+    );
+    note(op::UNLINK, c.unlink(ROOT, "pipe"));
+
+    let (made, open) = c.create(ROOT, "made", libc::O_RDWR, 0o600).unwrap();
+    note(op::CREATE, Ok(()));
+    let (node, fh) = (made.nodeid, open.fh);
+    note(op::WRITE, c.write(node, fh, 0, b"content").map(drop));
+    note(op::READ, c.read(node, fh, 0, 100).map(drop));
+    note(op::FLUSH, c.flush(node, fh));
+    note(op::FSYNC, c.fsync(node, fh, 0));
+    note(op::FALLOCATE, c.fallocate(node, fh, 0, 100, 0));
+    note(op::LSEEK, c.lseek(node, fh, 0, 4).map(drop));
+    let opened = c.open(file, libc::O_RDWR).unwrap().fh;
+    note(op::OPEN, Ok(()));
+    let copied = c.copy_file_range((node, fh, 0), (file, opened, 0), 7, 0);
+    note(op::COPY_FILE_RANGE, copied.map(drop));
+    let lock = Lock {
+        owner: 1,
+        start: 0,
+        end: 10,
+        kind: libc::F_WRLCK,
+        pid: 1,
+        flags: 0,
+    };
+    note(op::GETLK, c.getlk(node, fh, &lock).map(drop));
+    note(op::SETLK, c.setlk(node, fh, &lock));
+    let waiting = c.start_setlkw(node, fh, &Lock { owner: 2, ..lock });
+    c.interrupt(waiting);
+    note(op::INTERRUPT, Ok(()));
+    let unlock = Lock {
+        kind: libc::F_UNLCK,
+        ..lock
+    };
+    c.setlk(node, fh, &unlock).unwrap();
+    // Interrupted, or the lock was free already.
+    let waited = c.wait_for(waiting).map(drop);
+    note(
+        op::SETLKW,
+        if waited == Err(libc::EINTR) {
+            Ok(())
+        } else {
+            waited
+        },
+    );
+    // FS_IOC_GETFLAGS, which not every file system has.
+    let body = Encoder::new()
+        .u64(fh)
+        .u32(0)
+        .u32(0x8008_6601)
+        .u64(0)
+        .u32(0)
+        .u32(4);
+    let flags = c.call(&Request::new(op::IOCTL, node, body).space(20));
+    note(
+        op::IOCTL,
+        if flags == Err(libc::ENOTTY) {
+            Ok(())
+        } else {
+            flags.map(drop)
+        },
+    );
+    note(op::RELEASE, c.release(node, fh));
+    let body = Encoder::new().u32((libc::O_RDWR | libc::O_TMPFILE).cast_unsigned());
+    let body = body.u32(libc::S_IFREG | 0o600).u32(0).u32(0).name("/");
+    let nameless = c.call(&Request::new(op::TMPFILE, ROOT, body).space(ENTRY_OUT + 16));
+    note(op::TMPFILE, nameless.map(drop));
+    let body = Encoder::new().u32(0).u32(0).u64(0).u32(0).u32(0x7ff);
+    let status = c.call(&Request::new(op::STATX, node, body).space(288));
+    note(op::STATX, status.map(drop));
+
+    note(op::SETXATTR, c.setxattr(file, "user.x", b"1", 0, false));
+    note(op::GETXATTR, c.getxattr(file, "user.x", 10).map(drop));
+    note(op::LISTXATTR, c.listxattr(file, 100).map(drop));
+    note(op::REMOVEXATTR, c.removexattr(file, "user.x"));
+    note(op::ACCESS, c.access(file, 4));
+    note(op::STATFS, c.statfs(ROOT).map(drop));
+    note(op::SYNCFS, c.syncfs(ROOT));
+    let stream = c.opendir(folder).unwrap().fh;
+    note(op::OPENDIR, Ok(()));
+    note(op::READDIR, c.readdir(folder, stream, 0, 4096).map(drop));
+    note(
+        op::READDIRPLUS,
+        c.readdirplus(folder, stream, 0, 4096).map(drop),
+    );
+    note(op::FSYNCDIR, c.fsyncdir(folder, stream, 0));
+    note(op::RELEASEDIR, c.releasedir(folder, stream));
+    c.unlink(folder, "twin").unwrap();
+    note(op::RMDIR, c.rmdir(ROOT, "folder"));
+    c.forget(link, 1);
+    note(op::FORGET, Ok(()));
+    c.batch_forget(&[(folder, 1), (node, 1)]);
+    note(op::BATCH_FORGET, Ok(()));
+    note(op::DESTROY, c.destroy());
+    served
+}
+
+#[test]
+fn every_operation_gets_through_the_filter_in_every_sandbox() {
+    if !rustix::process::geteuid().is_root() {
+        println!("every_operation_gets_through_the_filter skips itself: it needs root");
+        return;
+    }
+    let table: BTreeSet<_> = Opcode::ALL.iter().map(|&opcode| opcode as u32).collect();
+    for sandbox in ["none", "chroot", "namespace"] {
+        for pool in [&[][..], &["--thread-pool-size=2"]] {
+            for handles in ["prefer", "never"] {
+                let handles = format!("--inode-file-handles={handles}");
+                let args = [
+                    "--sandbox",
+                    sandbox,
+                    "--xattr",
+                    "--posix-lock",
+                    "--flock",
+                    &handles,
+                ];
+                let mut session = Session::new(&[&args, pool].concat());
+                let served = every_operation(&mut session);
+                let missing: Vec<_> = table.difference(&served).collect();
+                assert!(missing.is_empty(), "not sent, so not shown: {missing:?}");
+                session.finish();
+            }
+        }
+    }
 }
