@@ -30,8 +30,13 @@ fill_in := sed 's|@BINARY@|$(LIBEXECDIR)/virtiofsd|'
 .PHONY: binary pages
 all: binary pages
 
+# Where the sources and the libraries lie is no part of the program: whoever builds
+# it, wherever, gets the same bytes from the same toolchain.
+remap := --remap-path-prefix=$(CURDIR)=/virtiofsd
+remap += --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+
 binary:
-	$(CARGO) build --release --locked
+	RUSTFLAGS="$(RUSTFLAGS) $(remap)" $(CARGO) build --release --locked
 
 pages:
 	$(CARGO) run --quiet --locked --example generate -- $(PAGES)
