@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tempfile::TempDir;
-use virtiofsd::config::{CachePolicy, Config};
+use virtiofsd::config::{CachePolicy, Config, Wanted};
 use virtiofsd::fs::Patience;
 use virtiofsd::fuse::opcode::{Answer, Opcode};
 use virtiofsd::guest::buffers::Spans;
@@ -105,6 +105,9 @@ impl World {
             xattr: true,
             announce_submounts: true,
             allow_mmap: true,
+            posix_acl: Wanted::IfOffered,
+            security_label: Wanted::IfOffered,
+            killpriv_v2: true,
             ..Config::default()
         };
         let files = Passthrough::new(&share, proc_self_fd, config, 200).unwrap();
