@@ -324,7 +324,10 @@ fn the_capabilities_for_a_container_are_enough() {
     let (_, container) = readme.split_once("### In a container").unwrap();
     let (_, list) = container.split_once("add: [").unwrap();
     let (list, _) = list.split_once(']').unwrap();
-    let names: Vec<_> = list.split(", ").map(str::to_lowercase).collect();
+    let names: Vec<_> = list
+        .split(',')
+        .map(|name| name.trim().to_lowercase())
+        .collect();
     let set = format!("-all,+{}", names.join(",+"));
     let folder = tempfile::tempdir().unwrap();
     let command = commands(container, "virtiofsd").remove(0);
@@ -339,4 +342,6 @@ fn the_capabilities_for_a_container_are_enough() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("file handles cannot"), "{said}");
 }
