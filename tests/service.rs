@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use common::PATIENCE;
 use common::daemon::{Daemon, WAITING, default_binary};
 use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
-use common::fuse_client::Client;
+use common::fuse_client::{Client, Lock};
 use common::wire::ROOT;
 
 /// What this user may lock the daemon into.
@@ -290,4 +290,37 @@ fn a_front_end_that_breaks_the_protocol_does_not_end_the_service() {
     drop(stream);
     let (_vmm, mut client) = mount(&daemon, &socket);
     client.getattr(ROOT).unwrap();
+}
+
+#[test]
+fn a_front_end_that_goes_while_a_lock_is_waited_for_leaves_no_lock() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    fs::write(place.path("share/file"), "content").unwrap();
+    let mut command = place.command(&default_binary(), "none");
+    command
+        .args(["--keep-listening", "--posix-lock", "--socket-path"])
+        .arg(&socket);
+    let daemon = Daemon::spawn(command);
+    daemon.expect_log(WAITING);
+    let exclusive = |owner| Lock {
+        owner,
+        start: 0,
+        end: i64::MAX as u64,
+        kind: libc::F_WRLCK,
+        pid: 1,
+        flags: 0,
+    };
+    for _ in 0..2 {
+        let (vmm, mut client) = mount(&daemon, &socket);
+        let node = client.lookup(ROOT, "file").unwrap().nodeid;
+        let handle = client.open(node, libc::O_RDWR).unwrap().fh;
+        client.setlk(node, handle, &exclusive(1)).unwrap();
+        client.start_setlkw(node, handle, &exclusive(2));
+        // In order: the other one was taken up before.
+        client.getattr(ROOT).unwrap();
+        drop((vmm, client));
+    }
+    daemon.expect_log_count("Client disconnected", 2);
+    assert_eq!(daemon.complaints(), [""; 0]);
 }
