@@ -1,7 +1,7 @@
 //! The state of a tree that is being served, on its way to another daemon.
 //!
-//! - [`wire`] is the stream as bytes, [`saved`] a stream that has been checked.
-//! - [`places`] remembers where nodes are while a migration is prepared; `locate`
+//! - `wire` is the stream as bytes, `saved` a stream that has been checked.
+//! - `places` remembers where nodes are while a migration is prepared; `locate`
 //!   and `walk` find out.
 //! - `save` makes a stream of what the guest holds, `load` holds it again.
 
