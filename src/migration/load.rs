@@ -5,7 +5,7 @@
 //! directory. A file handle could: what it opens is refused where its path shows
 //! that it is elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -116,6 +116,7 @@ fn restore(
         mounts: HashMap::new(),
     };
     restore.check_root()?;
+    let open: HashSet<NodeId> = saved.handles.iter().map(|handle| handle.node).collect();
     let mut lost = 0;
     for node in &saved.nodes {
         if stop.load(Ordering::Relaxed) {
@@ -124,6 +125,14 @@ fn restore(
         let Err(error) = restore.node(node) else {
             continue;
         };
+        // It was removed before or meanwhile, and nobody has it open: the guest has
+        // only to forget it.
+        let is_gone = matches!(node.place, Place::ByHandle(_))
+            && error.downcast_ref() == Some(&Errno::STALE)
+            && !open.contains(&node.id);
+        if is_gone {
+            continue;
+        }
         let error = error.context(format!("cannot find {} again", restore.describe(node)));
         if config.when_lost == WhenLost::Abort {
             return Err(error.context(

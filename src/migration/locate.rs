@@ -4,7 +4,7 @@
 //! directory leads to the very file, so neither a path that is out of date nor one
 //! that the kernel made up does harm.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -44,6 +44,8 @@ pub struct Locator<'a> {
     extras_are: Extras,
     extras: HashMap<NodeId, Extra>,
     next_extra: u64,
+    /// The nodes that the guest holds: others may be known, but not to it.
+    held: HashSet<NodeId>,
     /// Directories by their path below the root.
     directories: HashMap<Vec<u8>, NodeId>,
 }
@@ -80,6 +82,7 @@ impl<'a> Locator<'a> {
             extras_are,
             extras: HashMap::new(),
             next_extra: fs.next_numbers().0,
+            held: fs.held_nodes().into_iter().map(|(id, _)| id).collect(),
             directories: HashMap::from([(Vec::new(), NodeId::ROOT)]),
         })
     }
@@ -117,8 +120,21 @@ impl<'a> Locator<'a> {
         })
     }
 
+    /// Whether the guest holds a node.
+    pub fn is_held(&self, id: NodeId) -> bool {
+        self.held.contains(&id)
+    }
+
+    /// Whether a number is one that the stream can name.
+    pub fn is_known(&self, id: NodeId) -> bool {
+        self.held.contains(&id) || self.extras.contains_key(&id)
+    }
+
     /// Whether a place still leads to its node.
     pub fn is_right(&self, place: &Place, key: &InodeKey) -> bool {
+        if !self.is_known(place.parent) {
+            return false;
+        }
         let directory = self.open(place.parent);
         directory.is_some_and(|directory| leads_to(directory, &place.name, key))
     }
@@ -164,7 +180,9 @@ impl<'a> Locator<'a> {
         if found.kind != FileType::Directory {
             return None;
         }
-        if let Some(held) = self.fs.node_of(&found.key) {
+        if let Some(held) = self.fs.node_of(&found.key)
+            && self.held.contains(&held)
+        {
             return Some(held);
         }
         if self.extras_are == Extras::None {

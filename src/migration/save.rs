@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::locate::{Extras, Locator};
 use super::places::{Place, Places};
@@ -31,11 +32,24 @@ struct Collected {
     to_compare: Option<FileHandle<'static>>,
 }
 
+/// What was seen of a node.
+enum Seen {
+    /// Where it is, or that it is only open.
+    Found,
+    /// That it is somewhere, under a name that is not known.
+    Missing(InodeKey),
+    /// That it was removed, and that nobody has it open: the guest is about to
+    /// forget it, and hears that it is stale if it asks for it all the same.
+    Gone,
+}
+
 /// What the collector works with.
 struct Collector<'a> {
     fs: &'a Passthrough,
     config: &'a MigrationConfig,
     locator: Locator<'a>,
+    /// Nodes that the guest has open.
+    open: HashSet<NodeId>,
     /// A path below the root on each mount that a handle names.
     mount_paths: BTreeMap<u64, Option<String>>,
 }
@@ -82,10 +96,14 @@ pub fn save(
 ) -> anyhow::Result<Vec<u8>> {
     let locator = Locator::new(fs, Extras::Made)
         .context("cannot read the path of the shared directory in /proc/self/fd")?;
+    let handles = fs
+        .open_handles()
+        .context("cannot read the flags of open files")?;
     let mut collector = Collector {
         fs,
         config,
         locator,
+        open: handles.iter().map(|handle| handle.node).collect(),
         mount_paths: BTreeMap::new(),
     };
     let mut nodes = collector.nodes(places, stop)?;
@@ -120,7 +138,7 @@ pub fn save(
         v1: StateV1 {
             inodes: inodes(&nodes, root_to_compare),
             next_inode,
-            handles: handles(fs, &nodes)?,
+            handles: wire_handles(handles, &nodes),
             next_handle: fs.next_numbers().1,
             negotiated: negotiated(fs.agreed_features()),
         },
@@ -139,7 +157,7 @@ pub fn save(
 impl Collector<'_> {
     fn nodes(&mut self, places: &Places, stop: &AtomicBool) -> anyhow::Result<Vec<Collected>> {
         let held = self.fs.held_nodes();
-        let ids: HashSet<NodeId> = held.iter().map(|(id, _)| *id).collect();
+        let mut gone = HashSet::new();
         let mut nodes = Vec::with_capacity(held.len());
         let mut missing = HashMap::new();
         for (id, lookups) in held {
@@ -161,39 +179,57 @@ impl Collector<'_> {
                 || self.config.verify_handles
                 || self.config.confirm_paths;
             match known {
-                Some((place, false)) if !needs_node && ids.contains(&place.parent) => {
+                Some((place, false)) if !needs_node && self.locator.is_held(place.parent) => {
                     collected.place = Some(place);
                 }
                 known => {
                     let known = known.map(|(place, _)| place);
-                    self.look_at(&mut collected, known, &mut missing, nodes.len())?;
+                    match self.look_at(&mut collected, known)? {
+                        Seen::Found => {}
+                        Seen::Missing(key) => {
+                            missing.insert(key, (nodes.len(), id));
+                        }
+                        Seen::Gone => {
+                            gone.insert(id);
+                            continue;
+                        }
+                    }
                 }
             }
             nodes.push(collected);
         }
         self.find_missing(missing, &mut nodes, stop);
         for node in &mut nodes {
+            // What is inside of something that is gone has to be elsewhere.
+            node.place = node.place.take().filter(|place| {
+                self.locator.is_known(place.parent) && !gone.contains(&place.parent)
+            });
             self.prefer_name_in_utf8(node);
         }
         Ok(nodes)
     }
 
-    /// Locates one node; what is nowhere to be seen but has a name goes into
-    /// `missing`.
-    fn look_at(
-        &mut self,
-        collected: &mut Collected,
-        known: Option<Place>,
-        missing: &mut HashMap<InodeKey, (usize, NodeId)>,
-        index: usize,
-    ) -> anyhow::Result<()> {
-        let Ok(node) = self.fs.held_node(collected.id) else {
-            return Ok(());
+    /// Locates one node.
+    fn look_at(&mut self, collected: &mut Collected, known: Option<Place>) -> anyhow::Result<Seen> {
+        let is_open = self.open.contains(&collected.id);
+        let gone = match is_open {
+            true => Seen::Found,
+            false => Seen::Gone,
+        };
+        let node = match self.fs.held_node(collected.id) {
+            Ok(node) => node,
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO)) => {
+                return Err(errno).context("cannot open an inode of the guest");
+            }
+            Err(_) => return Ok(gone),
         };
         if self.config.find_by == FindBy::Handle {
+            if !is_open && !has_name(&node) {
+                return Ok(gone);
+            }
             collected.by_handle = self.by_handle(&node);
             if collected.by_handle.is_some() {
-                return Ok(());
+                return Ok(Seen::Found);
             }
         }
         if self.config.verify_handles {
@@ -201,10 +237,11 @@ impl Collector<'_> {
         }
         let known = known.filter(|place| self.locator.is_right(place, &node.key()));
         collected.place = known.or_else(|| self.locator.by_shown_path(&node));
-        if collected.place.is_none() && has_name(&node) {
-            missing.insert(node.key(), (index, collected.id));
-        }
-        Ok(())
+        Ok(match collected.place {
+            Some(_) => Seen::Found,
+            None if has_name(&node) => Seen::Missing(node.key()),
+            None => gone,
+        })
     }
 
     fn find_missing(
@@ -338,12 +375,9 @@ fn location(node: &Collected) -> Location<'_> {
 
 /// The handles of the stream. One whose node the guest has forgotten, which no
 /// honest guest does, is of no use to it.
-fn handles(fs: &Passthrough, nodes: &[Collected]) -> anyhow::Result<Vec<Handle>> {
+fn wire_handles(mut open: Vec<OpenHandle>, nodes: &[Collected]) -> Vec<Handle> {
     let mut held: HashSet<NodeId> = nodes.iter().map(|node| node.id).collect();
     held.insert(NodeId::ROOT);
-    let mut open = fs
-        .open_handles()
-        .context("cannot read the flags of open files")?;
     open.retain(|open| held.contains(&open.node));
     let handle = |open: &OpenHandle| Handle {
         id: open.id.0,
@@ -352,7 +386,7 @@ fn handles(fs: &Passthrough, nodes: &[Collected]) -> anyhow::Result<Vec<Handle>>
             flags: open.flags.bits().cast_signed(),
         },
     };
-    Ok(open.iter().map(handle).collect())
+    open.iter().map(handle).collect()
 }
 
 fn negotiated(agreed: u64) -> Negotiated {

@@ -50,6 +50,8 @@ mod event {
 }
 
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -98,4 +100,28 @@ pub fn wait_readable(fd: impl AsFd, timeout: Duration) -> bool {
             Err(error) => panic!("poll: {error}"),
         }
     }
+}
+
+/// Where tests keep what is slow to make.
+pub fn cache() -> PathBuf {
+    let cache = std::env::var_os("VIRTIOFSD_TEST_CACHE").map(PathBuf::from);
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    cache.unwrap_or_else(|| repository.join("target/vm"))
+}
+
+/// The daemons whose guests move here and back, by their version.
+pub fn references() -> Vec<(String, PathBuf)> {
+    let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/references");
+    let made = Command::new(make).stdin(Stdio::null()).status();
+    assert!(made.unwrap().success(), "tests/vm/references failed");
+    let mut found: Vec<_> = std::fs::read_dir(cache().join("references"))
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let version = entry.file_name().into_string().unwrap();
+            (version, entry.path().join("bin/virtiofsd"))
+        })
+        .collect();
+    found.sort();
+    found
 }
