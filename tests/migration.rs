@@ -758,9 +758,9 @@ fn a_reset_after_an_incoming_migration_drops_everything() {
 // ---- size
 
 #[test]
-fn thousands_of_inodes_and_open_files() {
-    const FILES: usize = 15_000;
-    const OPEN: usize = 2_000;
+fn a_hundred_thousand_inodes_and_ten_thousand_open_files() {
+    const FILES: usize = 100_000;
+    const OPEN: usize = 10_000;
     let share = share();
     for directory in 0..FILES / 1000 {
         let directory = share.path().join(format!("d{directory}"));
