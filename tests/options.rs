@@ -178,6 +178,27 @@ fn writeback_reads_what_the_guest_opened_for_writing_only() {
 }
 
 #[test]
+fn writeback_may_stamp_a_file_that_was_just_removed() {
+    for mode in ["never", "prefer"] {
+        let option = format!("--inode-file-handles={mode}");
+        let mut session = Session::new(&["--writeback", &option]);
+        session.put("f", "text");
+        let c = &mut session.client;
+        let f = c.walk("f").unwrap().nodeid;
+        c.unlink(ROOT, "f").unwrap();
+        let times = SetAttr {
+            mtime: Some((1000, 0)),
+            ..SetAttr::default()
+        };
+        let stamped = c.setattr(f, &times).unwrap();
+        assert_eq!(stamped.attr.mode & libc::S_IFMT, libc::S_IFREG, "{mode}");
+        c.forget(f, 1);
+        assert!(c.setattr(f, &times).is_err(), "{mode}");
+        session.finish();
+    }
+}
+
+#[test]
 fn writeback_writes_where_the_guests_cache_says() {
     let mut session = Session::new(&["--writeback"]);
     session.put("f", "0123456789");

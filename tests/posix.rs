@@ -1215,8 +1215,8 @@ fn ctime(stat: &fs::Metadata) -> (i64, i64) {
     (stat.ctime(), stat.ctime_nsec())
 }
 
-/// Waits until the clocks that stamp files have gone on: that of whoever serves
-/// the file system, and this machine's, which may be behind.
+/// Waits until both clocks that stamp files have gone on, this machine's and that
+/// of whoever serves the file system, also from where the other one is.
 fn tick(dir: &Path) {
     const TICK: Duration = Duration::from_millis(20);
     let probe = dir.join("probe-of-the-clock");
@@ -1225,9 +1225,8 @@ fn tick(dir: &Path) {
         File::create(&probe).unwrap();
         fs::metadata(&probe).unwrap().modified().unwrap()
     };
-    let before = stamp();
-    let here = SystemTime::now().max(before) + TICK;
-    while stamp() < before + TICK || SystemTime::now() < here {
+    let later = SystemTime::now().max(stamp()) + TICK;
+    while stamp() < later || SystemTime::now() < later {
         thread::yield_now();
     }
     fs::remove_file(&probe).unwrap();

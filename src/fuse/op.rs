@@ -89,6 +89,15 @@ impl SetattrArgs {
         (self.mode, self.uid, self.gid, self.size) == (None, None, None, None)
             && (self.atime, self.mtime) == (SetTime::Omit, SetTime::Omit)
     }
+
+    /// Whether this is how a guest that writes back sends the times that it has kept
+    /// for a file which it does not have open.
+    pub fn writes_back_times(&self) -> bool {
+        (self.mode, self.uid, self.gid, self.size) == (None, None, None, None)
+            && self.handle.is_none()
+            && self.atime == SetTime::Omit
+            && matches!(self.mtime, SetTime::At(..))
+    }
 }
 
 /// Arguments of MKNOD.

@@ -126,7 +126,14 @@ impl Passthrough {
         node: NodeId,
         args: &SetattrArgs,
     ) -> Result<Attributes> {
-        let inode = self.node(node)?;
+        let inode = match self.node(node) {
+            Err(Errno::STALE)
+                if args.writes_back_times() && self.has(features::WRITEBACK_CACHE) =>
+            {
+                return self.of_a_removed_file(node);
+            }
+            inode => inode?,
+        };
         args.handle
             .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
         if args.sets_nothing() && self.has(features::HANDLE_KILLPRIV_V2) {
@@ -162,6 +169,22 @@ impl Passthrough {
         let uid = args.uid.map(|uid| self.ids.host_uid(uid)).transpose()?;
         let gid = args.gid.map(|gid| self.ids.host_gid(gid)).transpose()?;
         rustix::fs::chownat(inode, c"", uid, gid, AtFlags::EMPTY_PATH)
+    }
+
+    /// The attributes of a file that the host has no more. The kernel of a guest that
+    /// writes back stamps a file when it has removed its last name: an error would
+    /// be told to whoever syncs next, and nobody can see the time.
+    fn of_a_removed_file(&self, node: NodeId) -> Result<Attributes> {
+        let inode = self.inode(node)?;
+        let attr = Attr {
+            ino: inode.key().ino,
+            mode: inode.kind().as_raw_mode(),
+            ..Attr::default()
+        };
+        Ok(Attributes {
+            attr,
+            timeout: Duration::ZERO,
+        })
     }
 
     /// Changes the length, by the guest's own handle where it names one.

@@ -114,7 +114,7 @@ flen = 262144
 max = 65536
 [weights]
 close_open = 1
-invalidate = 1
+invalidate = $mmap
 mapread = $mmap
 mapwrite = $mmap
 read = 10
