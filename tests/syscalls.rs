@@ -20,6 +20,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
+use std::time::Instant;
+
 use common::fuse_client::{Client, Request, SetAttr};
 use common::session::Session;
 use common::wire::{Encoder, ROOT, op};
@@ -227,6 +229,21 @@ fn looking_up_costs_what_it_must() {
         let node = budget.session.client.lookup(ROOT, "f0").unwrap().nodeid;
         let allowed = [&["statx"], by.to_reach].concat();
         budget.check("GETATTR", &allowed, |client, _| {
+            client.getattr(node).unwrap();
+        });
+        // Once its time of birth is long enough ago, its name is enough.
+        let deadline = Instant::now() + common::PATIENCE;
+        loop {
+            let client = &mut budget.session.client;
+            let calls = budget
+                .trace
+                .calls(|| drop(client.lookup(ROOT, "f0").unwrap()));
+            if !count(&calls).contains_key("name_to_handle_at") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "a handle is asked for ever");
+        }
+        budget.check("GETATTR, known for sure", &["statx"], |client, _| {
             client.getattr(node).unwrap();
         });
         budget.check("GETATTR of a directory", &["statx"], |client, _| {

@@ -101,7 +101,7 @@ impl Passthrough {
         // What is open tells it without being opened first.
         let found = match handle {
             Some(handle) => identify(self.handles.any(node, handle)?.as_fd())?,
-            None => identify(self.node(node)?.as_fd())?,
+            None => self.identify_inode(node)?,
         };
         Ok(self.attributes_of(&found))
     }

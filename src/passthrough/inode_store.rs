@@ -495,6 +495,20 @@ impl InodeStore {
         Some((shard.inode(slot), place))
     }
 
+    /// What an inode is and where it was last found, if it is held by a handle,
+    /// not a directory, and the only file that can ever be this.
+    pub fn settled_place(&self, id: NodeId) -> Option<(Identity, NodeId, CString)> {
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id)?;
+        let is_settled = slot.has(flag::SETTLED) && !slot.has(flag::LOST) && slot.parent != 0;
+        let identity = slot.identity();
+        if !is_settled || slot.path.is_some() || identity.kind == FileType::Directory {
+            return None;
+        }
+        let name = CString::new(shard.name(slot)).ok()?;
+        Some((identity, NodeId(slot.parent), name))
+    }
+
     /// The number of the inode that is held in this place on the host.
     pub fn find(&self, key: &InodeKey) -> Option<NodeId> {
         if *key == self.root.key() {

@@ -98,6 +98,22 @@ impl Passthrough {
             .or_else(|| self.close_one().then(|| self.inodes.path_room())?)
     }
 
+    /// What the host shows of an inode. One that is held by a handle is not opened
+    /// for that where its name leads to it for sure.
+    pub(super) fn identify_inode(&self, id: NodeId) -> Result<Found> {
+        match self.identify_settled(id) {
+            Some(found) => Ok(found),
+            None => identify(self.node(id)?.as_fd()),
+        }
+    }
+
+    fn identify_settled(&self, id: NodeId) -> Option<Found> {
+        let (identity, parent, name) = self.inodes.settled_place(id)?;
+        let directory = self.path_at_hand(&self.inodes.get(parent)?)?;
+        let found = identify_name(directory, &name).ok()?;
+        (found.identity == identity).then_some(found)
+    }
+
     /// An `O_PATH` descriptor of an inode.
     fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
         match self.path_at_hand(inode) {
