@@ -26,6 +26,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::fd_budget::FdBudget;
+use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, InodeKey};
 use super::mount_fds::Mount;
 use crate::id::NodeId;
@@ -171,6 +172,8 @@ struct Shard {
     open: VecDeque<u64>,
     /// How many numbers it has given out.
     rounds: u64,
+    /// Whether it has become a good deal smaller.
+    has_shrunk: bool,
 }
 
 impl Shard {
@@ -307,6 +310,7 @@ impl Shard {
         if self.slots.capacity() > 256 && self.slots.len() < self.slots.capacity() / 4 {
             let room = self.slots.len() + self.slots.len() / 2;
             self.slots.shrink_to(room);
+            self.has_shrunk = true;
             let slots = &self.slots;
             self.by_id.shrink_to(room, |index| {
                 slots
@@ -533,8 +537,9 @@ impl InodeStore {
         else {
             return Match::Stranger;
         };
-        // While it is open, no other file gets its number.
-        let is_open = slot.path.is_some() && !slot.has(flag::UNVERIFIED);
+        // While it is open, no other file gets its number; but on a server.
+        let is_open =
+            slot.path.is_some() && !slot.has(flag::UNVERIFIED) && slot.mount.kind() != Kind::Served;
         if slot.identity() != *found || !(slot.has(flag::SETTLED) || is_open) {
             return Match::Unsure(shard.inode(slot));
         }
@@ -722,7 +727,12 @@ impl InodeStore {
         } else {
             None
         };
+        // All shards shrink at about the same time.
+        let all_shrink = std::mem::take(&mut shard.has_shrunk) && id.0.is_multiple_of(SHARDS);
         drop(shard);
+        if all_shrink {
+            crate::sys::give_back_free_memory();
+        }
         if count > held {
             log::debug!(
                 "the guest forgot {count} look-ups of node {}, but holds {held}",
@@ -1387,6 +1397,62 @@ mod tests {
             assert!(store.get(NodeId(id)).is_none());
         }
         assert_eq!(len(&store), 2);
+    }
+
+    /// Bytes of the heap that the inodes take.
+    fn heap(store: &InodeStore) -> usize {
+        let of = |shard: &Shard| {
+            shard.slots.capacity() * size_of::<Slot>()
+                + shard.by_id.allocation_size()
+                + shard.by_key.allocation_size()
+                + shard.bytes.all.capacity()
+                + shard.open.capacity() * size_of::<u64>()
+        };
+        store.shards.iter().map(|shard| of(&read(shard))).sum()
+    }
+
+    #[test]
+    fn memory() {
+        const MILLION: usize = 1_000_000;
+        let fd = path();
+        for (by_handle, limit) in [(true, 160), (false, 120)] {
+            let store = store_of(MILLION);
+            let name_of = |n: usize| CString::new(format!("f{n:06}")).unwrap();
+            let ids: Vec<_> = (0..MILLION)
+                .map(|n| {
+                    let new = new(store.root.mount(), 700 + n as u64);
+                    let path = || NewPath {
+                        fd: fd.clone(),
+                        verified: true,
+                        room: store.path_room().unwrap(),
+                    };
+                    let new = NewInode {
+                        handle: new.handle.filter(|_| by_handle),
+                        path: (!by_handle).then(path),
+                        place: Some((NodeId::ROOT, &name_of(n))),
+                        ..new
+                    };
+                    store.insert(new).unwrap()
+                })
+                .collect();
+            // The owners of descriptors are counted in four bytes for each.
+            let owners = if by_handle { 0 } else { 4 };
+            let each = heap(&store) / MILLION + owners;
+            println!("{each} bytes for each inode, by handle: {by_handle}");
+            assert!(each <= limit, "{each} bytes, by handle: {by_handle}");
+            // One of a thousand stays, wherever it lies.
+            for (n, id) in ids.iter().enumerate() {
+                if n % 1000 != 0 {
+                    assert!(store.forget(*id, 1));
+                }
+            }
+            assert!(heap(&store) < 2 << 20, "{}", heap(&store));
+            for id in ids.iter().step_by(1000) {
+                assert!(store.get(*id).is_some());
+                store.forget(*id, 1);
+            }
+            assert_eq!(len(&store), 0);
+        }
     }
 
     /// A generator of numbers that are the same in every run.

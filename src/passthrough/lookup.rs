@@ -100,6 +100,17 @@ pub(super) fn is_settled(identity: &Identity, mount: &Mount) -> bool {
     mount.knows_birth() && u128::try_from(born).is_ok_and(|born| born < old_enough)
 }
 
+/// Whether what is open is the file that was found under a name.
+///
+/// While it is open nothing else gets its number, and what differs is what the
+/// host has changed about it since. A server may give the number to others, but
+/// then it does not have the old file any more when it is asked for it.
+pub(super) fn is_open_file(path: &SharedFd, found: &Identity) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(path, c"", flags, WANTED)
+        .is_ok_and(|open| Found::from(open).identity == *found)
+}
+
 /// What the guest is going to do with what it looks up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Interest {
@@ -158,11 +169,9 @@ impl Passthrough {
                 let now = name_to_handle(parent, name)?;
                 Ok(now == (*handle, found.identity.key.mount))
             }
-            // While it is open nothing else gets its number; what differs is
-            // what the host has changed about it since.
-            Held::Path(path) => Ok(identify(path.as_fd())?.identity == found.identity),
+            Held::Path(path) => Ok(is_open_file(path, &found.identity)),
             Held::Unverified(path) => {
-                let is_it = identify(path.as_fd())?.identity == found.identity;
+                let is_it = is_open_file(path, &found.identity);
                 self.inodes.set_verified(held.id(), is_it);
                 Ok(is_it)
             }

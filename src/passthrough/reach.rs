@@ -14,9 +14,12 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::fd_budget::Place;
+use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
 use super::inode_store::{NewPath, PathRoom};
-use super::lookup::{BIRTHS_DIFFER, Found, identify, identify_name, is_settled, open_path};
+use super::lookup::{
+    BIRTHS_DIFFER, Found, identify, identify_name, is_open_file, is_settled, open_path,
+};
 use crate::fs::Result;
 use crate::id::NodeId;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
@@ -272,13 +275,15 @@ impl Passthrough {
         let (Held::Path(path) | Held::Unverified(path)) = &inode.held else {
             return Closing::NotByName;
         };
-        let Some(found) = self.identify_in(parent, &name) else {
+        let Some(directory) = self.directory(parent) else {
             return Closing::NotByName;
         };
-        // What the host has changed about it shows in the open one too.
-        let is_it = found == inode.identity
-            || identify(path.as_fd()).is_ok_and(|now| now.identity == found);
-        if !is_it {
+        let found = match identify_name(&directory, &name) {
+            Ok(found) => found.identity,
+            Err(_) => return Closing::NotByName,
+        };
+        let is_known = found == inode.identity && inode.mount().kind() != Kind::Served;
+        if !is_known && !is_open_file(path, &found) {
             return Closing::NotByName;
         }
         let settled = is_settled(&found, inode.mount());
@@ -288,13 +293,10 @@ impl Passthrough {
         Closing::Possible(found, settled)
     }
 
-    fn identify_in(&self, parent: NodeId, name: &CStr) -> Option<Identity> {
-        let (directory, _) = self.inodes.whereabouts(parent)?;
-        let path = match self.path_at_hand(&directory) {
-            Some(path) => path,
-            None => self.walk_to(parent).ok()?,
-        };
-        Some(identify_name(path, name).ok()?.identity)
+    /// A directory, also one that is only on the way of others.
+    fn directory(&self, id: NodeId) -> Option<SharedFd> {
+        let (inode, _) = self.inodes.whereabouts(id)?;
+        self.path_at_hand(&inode).or_else(|| self.walk_to(id).ok())
     }
 
     /// The inode that is about to be moved away from a name, where that name is

@@ -49,6 +49,17 @@ pub fn give_back_large_memory() {
     }
 }
 
+/// Gives memory back to the system that was freed in small pieces. Threads that
+/// need some meanwhile may have to wait for a few milliseconds.
+#[allow(unsafe_code)]
+pub fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the allocator gives back what nobody uses, under its own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A piece of memory from this size on is a mapping of its own.
 #[cfg(target_env = "gnu")]
 const LARGE_BYTES: std::ffi::c_int = 64 << 10;

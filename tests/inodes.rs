@@ -1,0 +1,519 @@
+//! How inodes are held and found again, on each file system that a share may lie
+//! on, and how much a million of them take. `doc/inodes.md` says what is promised.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::daemon::{Daemon, default_binary};
+use common::frontend::REQUEST;
+use common::fuse_client::Client;
+use common::session::Session;
+use common::wire::ROOT;
+use tempfile::TempDir;
+
+const STALE: i32 = libc::ESTALE;
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program)
+        .args(args)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}, which tests/prepare installs: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+}
+
+/// A mount, for as long as this lives.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(args: &[&str], at: &Path) -> Self {
+        fs::create_dir_all(at).unwrap();
+        run("mount", &[args, &[at.to_str().unwrap()]].concat());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let path = self.0.to_str().unwrap();
+        let _ = Command::new("umount").args(["-l", path]).status();
+    }
+}
+
+/// A file system of the host. What was mounted last is unmounted first.
+struct HostFs {
+    at: PathBuf,
+    mounts: Vec<Mounted>,
+    _dir: TempDir,
+}
+
+impl Drop for HostFs {
+    fn drop(&mut self) {
+        while self.mounts.pop().is_some() {}
+    }
+}
+
+impl HostFs {
+    fn new(kind: &str) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "only root can mount: run this test as root"
+        );
+        let dir = TempDir::with_prefix("virtiofsd-fs-").unwrap();
+        let at = dir.path().join("mount");
+        let mut mounts = Vec::new();
+        match kind {
+            "tmpfs" => mounts.push(Mounted::new(&["-t", "tmpfs", "share"], &at)),
+            "overlay" => {
+                // The upper directory needs a file system that can be one.
+                let below = dir.path().join("below");
+                mounts.push(Mounted::new(&["-t", "tmpfs", "below"], &below));
+                for name in ["lower", "upper", "work"] {
+                    fs::create_dir(below.join(name)).unwrap();
+                }
+                fs::write(below.join("lower/below"), "from below").unwrap();
+                let below = below.display();
+                let options =
+                    format!("lowerdir={below}/lower,upperdir={below}/upper,workdir={below}/work");
+                mounts.push(Mounted::new(&["-t", "overlay", "o", "-o", &options], &at));
+            }
+            "fuse" => {
+                let source = dir.path().join("source");
+                fs::create_dir(&source).unwrap();
+                fs::create_dir(&at).unwrap();
+                run("bindfs", &[source.to_str().unwrap(), at.to_str().unwrap()]);
+                mounts.push(Mounted(at.clone()));
+            }
+            _ => {
+                let image = dir.path().join("image");
+                File::create(&image).unwrap().set_len(512 << 20).unwrap();
+                let image = image.to_str().unwrap();
+                run(&format!("mkfs.{kind}"), &["-q", image]);
+                mounts.push(Mounted::new(&["-o", "loop", image], &at));
+            }
+        }
+        Self {
+            at,
+            mounts,
+            _dir: dir,
+        }
+    }
+
+    fn share(&self) -> TempDir {
+        TempDir::with_prefix_in("share-", &self.at).unwrap()
+    }
+}
+
+/// Everything of a file that the guest holds, or why it cannot be had.
+fn content(client: &mut Client, node: u64) -> Result<Vec<u8>, i32> {
+    let fh = client.open(node, libc::O_RDONLY)?.fh;
+    let read = client.read(node, fh, 0, 4096);
+    client.release(node, fh).unwrap();
+    read
+}
+
+/// A file that the host has taken away is gone, or still what it was.
+#[track_caller]
+fn assert_own_or_gone(client: &mut Client, node: u64, own: &str) {
+    match content(client, node) {
+        Ok(read) => assert_eq!(String::from_utf8_lossy(&read), own, "of another file"),
+        // A FUSE server has no file of that name.
+        Err(errno) => assert!(matches!(errno, STALE | libc::ENOENT), "{errno}"),
+    }
+}
+
+fn always_the_right_file(kind: &str) {
+    let host = HostFs::new(kind);
+    for handles in ["prefer", "never"] {
+        // The guest may cause 12 descriptors to be open.
+        for limit in ["0", "622"] {
+            let handles = format!("--inode-file-handles={handles}");
+            let limit = format!("--rlimit-nofile={limit}");
+            // Threads that help have descriptors of their own.
+            let threads = "--thread-pool-size=0";
+            let args = [&*handles, &*limit, threads, "--num-request-queues=1"];
+            println!("{kind} {args:?}");
+            let mut session = Session::over(host.share(), &args);
+            // Without handles and times of birth a file that is not open cannot be
+            // told from one with its number.
+            if kind != "fuse" || limit.ends_with("=0") {
+                the_host_changes_things(&mut session);
+            }
+            more_than_there_are_descriptors(&mut session);
+            session.finish();
+        }
+    }
+}
+
+fn the_host_changes_things(session: &mut Session) {
+    let fds = session.daemon.open_fds();
+    let at = |name: &str| session.path(name);
+    let (a, b, c, d) = (at("a"), at("b"), at("c"), at("d"));
+    // Removed and made again, as fast as it goes, while the guest holds the old.
+    let client = &mut session.client;
+    let mut held = Vec::new();
+    for round in 0..30 {
+        let own = format!("round {round}");
+        fs::write(&a, &own).unwrap();
+        let node = client.lookup(ROOT, "a").unwrap().nodeid;
+        assert_eq!(content(client, node).unwrap(), own.as_bytes());
+        held.push((node, own));
+        fs::remove_file(&a).unwrap();
+    }
+    fs::write(&a, "the last").unwrap();
+    for (node, own) in &held {
+        assert_own_or_gone(client, *node, own);
+    }
+    for (node, _) in held {
+        client.forget(node, 1);
+    }
+    // Renamed by the host, replaced, exchanged.
+    fs::write(&b, "b").unwrap();
+    let node = client.lookup(ROOT, "b").unwrap().nodeid;
+    fs::rename(&b, &c).unwrap();
+    assert_eq!(content(client, node).unwrap(), b"b");
+    assert_eq!(client.lookup(ROOT, "c").unwrap().nodeid, node);
+    fs::write(&d, "d").unwrap();
+    fs::rename(&d, &c).unwrap();
+    assert_own_or_gone(client, node, "b");
+    let other = client.lookup(ROOT, "c").unwrap().nodeid;
+    assert_ne!(other, node);
+    assert_eq!(content(client, other).unwrap(), b"d");
+    client.forget(node, 2);
+    client.forget(other, 1);
+    // Two names are one inode.
+    fs::hard_link(&c, &d).unwrap();
+    let one = client.lookup(ROOT, "c").unwrap();
+    assert_eq!(client.lookup(ROOT, "d").unwrap().nodeid, one.nodeid);
+    assert_eq!(client.getattr(one.nodeid).unwrap().attr.nlink, 2);
+    client.forget(one.nodeid, 2);
+    // Open, and removed by the guest.
+    let node = client.lookup(ROOT, "a").unwrap().nodeid;
+    let fh = client.open(node, libc::O_RDWR).unwrap().fh;
+    client.unlink(ROOT, "a").unwrap();
+    assert_eq!(client.getattr_fh(node, fh).unwrap().attr.nlink, 0);
+    assert_eq!(client.read(node, fh, 0, 100).unwrap(), b"the last");
+    client.release(node, fh).unwrap();
+    client.forget(node, 1);
+    client.unlink(ROOT, "c").unwrap();
+    client.unlink(ROOT, "d").unwrap();
+    assert_eq!(session.daemon.open_fds(), fds, "all is forgotten");
+}
+
+/// Files in folders in folders, all of them held, and then used in all ways.
+fn more_than_there_are_descriptors(session: &mut Session) {
+    const EACH: usize = 8;
+    let mut files = Vec::new();
+    let client = &mut session.client;
+    let mut folders = Vec::new();
+    for outer in 0..EACH {
+        let outer_node = client
+            .mkdir(ROOT, &format!("outer{outer}"), 0o755, 0)
+            .unwrap()
+            .nodeid;
+        for inner in 0..EACH {
+            let name = format!("inner{inner}");
+            let node = client.mkdir(outer_node, &name, 0o755, 0).unwrap().nodeid;
+            let path = format!("{outer}/{inner}");
+            let (entry, open) = client.create(node, "file", libc::O_RDWR, 0o644).unwrap();
+            client
+                .write(entry.nodeid, open.fh, 0, path.as_bytes())
+                .unwrap();
+            client.release(entry.nodeid, open.fh).unwrap();
+            files.push((node, entry.nodeid, path));
+        }
+        folders.push(outer_node);
+    }
+    for (_, node, path) in &files {
+        assert_eq!(content(client, *node).unwrap(), path.as_bytes());
+    }
+    // Moved by the guest: the files to other names, their folders as well.
+    for (number, folder) in folders.iter().enumerate() {
+        let (from, to) = (format!("outer{number}"), format!("moved{number}"));
+        client.rename((ROOT, &from), (ROOT, &to)).unwrap();
+        assert!(client.getattr(*folder).is_ok());
+    }
+    for (folder, node, path) in &files {
+        client
+            .rename((*folder, "file"), (*folder, "other"))
+            .unwrap();
+        assert_eq!(content(client, *node).unwrap(), path.as_bytes());
+    }
+    // What loses one of two names is found by the other.
+    for (folder, node, path) in &files {
+        client.link(*node, *folder, "second").unwrap();
+        client.unlink(*folder, "second").unwrap();
+        assert_eq!(content(client, *node).unwrap(), path.as_bytes());
+    }
+    // The guest's kernel may forget a folder before what was found in it.
+    for folder in &folders {
+        client.forget(*folder, 1);
+        assert_eq!(client.getattr(*folder).unwrap_err(), STALE);
+    }
+    for (folder, node, path) in &files {
+        assert_eq!(content(client, *node).unwrap(), path.as_bytes());
+        client.unlink(*folder, "other").unwrap();
+        client.forget(*node, 2);
+        client.forget(*folder, 1);
+    }
+}
+
+#[test]
+fn always_the_right_file_on_ext4() {
+    always_the_right_file("ext4");
+}
+
+#[test]
+fn always_the_right_file_on_xfs() {
+    always_the_right_file("xfs");
+}
+
+#[test]
+fn always_the_right_file_on_btrfs() {
+    always_the_right_file("btrfs");
+}
+
+#[test]
+fn always_the_right_file_on_overlay() {
+    always_the_right_file("overlay");
+}
+
+#[test]
+fn always_the_right_file_on_tmpfs() {
+    always_the_right_file("tmpfs");
+}
+
+#[test]
+fn always_the_right_file_on_fuse() {
+    always_the_right_file("fuse");
+}
+
+#[test]
+fn a_file_that_is_copied_up_in_an_overlay_stays_the_same_node() {
+    let host = HostFs::new("overlay");
+    for handles in ["prefer", "never"] {
+        let args = [&*format!("--inode-file-handles={handles}")];
+        let share = TempDir::new_in(host.at.parent().unwrap()).unwrap();
+        let bound = Mounted::new(&["--bind", host.at.to_str().unwrap()], share.path());
+        let mut session = Session::over(share, &args);
+        let client = &mut session.client;
+        let node = client.lookup(ROOT, "below").unwrap().nodeid;
+        let fh = client.open(node, libc::O_RDWR).unwrap().fh;
+        client.write(node, fh, 0, b"from").unwrap();
+        client.release(node, fh).unwrap();
+        assert_eq!(client.lookup(ROOT, "below").unwrap().nodeid, node);
+        assert_eq!(content(client, node).unwrap(), b"from below");
+        drop(bound);
+        session.finish();
+    }
+}
+
+const SUBMOUNT: u32 = 1;
+
+#[test]
+fn subvolumes_and_bind_mounts_are_trees_of_their_own() {
+    let host = HostFs::new("btrfs");
+    let share = host.share();
+    let volume = share.path().join("volume");
+    run(
+        "btrfs",
+        &["-q", "subvolume", "create", volume.to_str().unwrap()],
+    );
+    let plain = share.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    for folder in [&volume, &plain] {
+        fs::write(folder.join("file"), folder.as_os_str().as_encoded_bytes()).unwrap();
+    }
+    let bound = share.path().join("bound");
+    let bind = Mounted::new(&["--bind", plain.to_str().unwrap()], &bound);
+    let mut session = Session::over(share, &["--announce-submounts"]);
+    let client = &mut session.client;
+    let fds = session.daemon.open_fds();
+    let mut nodes = Vec::new();
+    for (name, flags) in [("volume", SUBMOUNT), ("plain", 0), ("bound", SUBMOUNT)] {
+        let folder = client.lookup(ROOT, name).unwrap();
+        assert_eq!(folder.attr.flags & SUBMOUNT, flags, "{name}");
+        let file = client.lookup(folder.nodeid, "file").unwrap();
+        assert_eq!(file.attr.flags & SUBMOUNT, 0);
+        nodes.push((folder.nodeid, file.nodeid, file.attr.ino));
+    }
+    // The same inode by two mounts, and another one beside it.
+    assert_eq!(nodes[1].2, nodes[2].2);
+    assert_ne!(nodes[1].1, nodes[2].1);
+    let read = content(client, nodes[0].1).unwrap();
+    assert_eq!(read, volume.as_os_str().as_encoded_bytes());
+    for node in [nodes[1].1, nodes[2].1] {
+        let read = content(client, node).unwrap();
+        assert_eq!(read, plain.as_os_str().as_encoded_bytes());
+    }
+    // A mount is let go of with its last inode.
+    for (folder, file, _) in nodes {
+        client.forget(folder, 1);
+        client.forget(file, 1);
+    }
+    assert_eq!(session.daemon.open_fds(), fds);
+    drop(bind);
+    let bound = client.lookup(ROOT, "bound").unwrap();
+    assert_eq!(bound.attr.flags & SUBMOUNT, 0);
+    session.finish();
+}
+
+#[test]
+fn a_mount_without_handles_is_said_once_and_is_refused_where_they_are_mandatory() {
+    let host = HostFs::new("tmpfs");
+    let fuse = HostFs::new("fuse");
+    for mode in ["prefer", "mandatory"] {
+        let share = host.share();
+        let inner = share.path().join("inner");
+        fs::write(fuse.at.join("file"), "text").unwrap();
+        let bound = Mounted::new(&["--bind", fuse.at.to_str().unwrap()], &inner);
+        let mut session = Session::over(share, &[&format!("--inode-file-handles={mode}")]);
+        let client = &mut session.client;
+        for _ in 0..3 {
+            let file = client.walk("inner/file").unwrap();
+            assert_eq!(content(client, file.nodeid).unwrap(), b"text");
+        }
+        let said = session.daemon.log_count("has no file handles");
+        assert_eq!(said, usize::from(mode == "prefer"));
+        drop(bound);
+        session.finish();
+    }
+    // Nothing starts where the share itself has none.
+    let overlay = HostFs::new("overlay");
+    let daemon = Daemon::start_binary(
+        &default_binary(),
+        &overlay.at,
+        &["--inode-file-handles=prefer"],
+    );
+    daemon.expect_log("file handles cannot be used here");
+}
+
+/// A guest looks up a million files; what that takes, and what is left of it.
+fn a_million(args: &[&str], bytes_each: u64) {
+    const FILES: usize = 1_000_000;
+    const FOLDERS: usize = 100;
+    let host = HostFs::new("tmpfs");
+    let share = host.share();
+    for folder in 0..FOLDERS {
+        let folder = share.path().join(format!("d{folder}"));
+        fs::create_dir(&folder).unwrap();
+        for file in 0..FILES / FOLDERS {
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                folder.join(format!("f{file:06}")),
+                rustix::fs::FileType::RegularFile,
+                rustix::fs::Mode::from_raw_mode(0o644),
+                0,
+            )
+            .unwrap();
+        }
+    }
+    let mut session = Session::over(share, args);
+    let mut other = Client::new(session.vmm.start_queue(REQUEST + 1));
+    other.getattr(ROOT).unwrap();
+    let before = session.daemon.rss();
+    let fds = session.daemon.open_fds();
+    // A debug build is several times as large.
+    let is_debug = default_binary().iter().any(|part| part == "debug");
+    let at_start = if is_debug { 24 << 20 } else { 6 << 20 };
+    assert!(before < at_start, "{before} bytes at start");
+    let client = &mut session.client;
+    let mut nodes = Vec::with_capacity(FILES);
+    let mut folders = Vec::new();
+    for folder in 0..FOLDERS {
+        let folder = client.lookup(ROOT, format!("d{folder}")).unwrap().nodeid;
+        let fh = client.opendir(folder).unwrap().fh;
+        let mut offset = 0;
+        loop {
+            let part = client.readdirplus(folder, fh, offset, 128 << 10).unwrap();
+            let Some(last) = part.last() else { break };
+            offset = last.off;
+            let entries = part.iter().filter_map(|dirent| dirent.entry);
+            nodes.extend(entries.map(|entry| entry.nodeid).filter(|node| *node != 0));
+        }
+        client.releasedir(folder, fh).unwrap();
+        folders.push(folder);
+    }
+    assert_eq!(nodes.len(), FILES);
+    let at_peak = session.daemon.rss();
+    let open_at_peak = session.daemon.open_fds();
+    // Any of them is there, to be read, renamed and removed.
+    for number in (0..FILES).step_by(FILES / 500 + 1) {
+        let (folder, node) = (folders[number / (FILES / FOLDERS)], nodes[number]);
+        assert_eq!(content(client, node).unwrap(), b"");
+        client.getattr(node).unwrap();
+        let name = format!("new{number}");
+        client.link(node, folder, &name).unwrap();
+        client.rename((folder, &name), (ROOT, "moved")).unwrap();
+        client.unlink(ROOT, "moved").unwrap();
+        client.forget(node, 1);
+    }
+    // Forgotten by one queue, while another one is served.
+    let forgets: Vec<_> = nodes.iter().map(|node| (*node, 1)).collect();
+    let is_over = AtomicBool::new(false);
+    let mut waits = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for part in forgets.chunks(1000) {
+                other.batch_forget(part);
+            }
+            other.getattr(ROOT).unwrap();
+            is_over.store(true, Ordering::Relaxed);
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            client.lookup(ROOT, "d0").unwrap();
+            client.forget(folders[0], 1);
+            waits.push(begun.elapsed());
+        }
+    });
+    waits.sort_unstable();
+    let (median, worst) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    for folder in folders {
+        client.forget(folder, 1);
+    }
+    client.getattr(ROOT).unwrap();
+    let after = session.daemon.rss();
+    let each = at_peak.saturating_sub(before) / FILES as u64;
+    println!(
+        "{args:?}: {before} bytes before, {at_peak} at the peak, {after} after; {each} for each \
+         inode; {open_at_peak} descriptors; LOOKUP beside a million FORGETs {median:?}, at worst {worst:?}"
+    );
+    assert!(median < Duration::from_millis(5), "{median:?}");
+    assert!(each <= bytes_each, "{each} bytes for each inode");
+    assert!(after < before + (8 << 20), "{after} bytes after {before}");
+    assert!(open_at_peak < 5000);
+    let open = session.daemon.open_fds();
+    assert!(open <= fds + 1, "{open} descriptors, {fds} before");
+    session.finish();
+}
+
+#[test]
+fn a_million_inodes_by_handle() {
+    a_million(&["--num-request-queues=2", "--thread-pool-size=0"], 160);
+}
+
+#[test]
+fn a_million_inodes_with_few_descriptors() {
+    a_million(
+        &[
+            "--num-request-queues=2",
+            "--thread-pool-size=0",
+            "--inode-file-handles=never",
+            "--rlimit-nofile=4096",
+        ],
+        160,
+    );
+}
