@@ -1384,7 +1384,8 @@ mod tests {
         }
         assert_eq!(acquire(&store, 700), Some(NodeId(10)));
         assert!(insert(&store, 1000).0 > 209);
-        assert!(store.next_id() > insert(&store, 1001).0);
+        let last = insert(&store, 1001).0;
+        assert!(store.next_id() > last);
         for (id, lookups) in store.all() {
             if (10..210).contains(&id.0) {
                 assert_eq!(lookups, 3 + u64::from(id.0 == 10));
