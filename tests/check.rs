@@ -116,6 +116,18 @@ fn everything_that_is_missing_is_said_at_once() {
 }
 
 #[test]
+fn one_socket_for_both_is_missing() {
+    let folder = place();
+    let output = check(folder.path(), &["--metrics-socket=socket"]);
+    let missing = missing(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        missing[0].contains("socket is where the front end connects; choose another path"),
+        "{missing:?}"
+    );
+}
+
+#[test]
 fn places_that_others_use_are_missing() {
     let folder = place();
     let path = |name| folder.path().join(name);

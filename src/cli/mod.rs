@@ -214,6 +214,12 @@ impl Options {
         }
         let path = self.socket_path.clone().or_else(|| self.socket.clone());
         let path = path.context("missing \"--socket-path\" or \"--fd\" option")?;
+        if self.metrics_socket.as_ref() == Some(&path) {
+            bail!(
+                "--metrics-socket: {} is where the front end connects; choose another path",
+                path.display()
+            );
+        }
         Ok(SocketChoice::Path {
             path,
             group: self.socket_group.clone(),

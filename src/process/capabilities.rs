@@ -95,7 +95,11 @@ pub fn reduce(kept: Kept) -> anyhow::Result<()> {
     }
     let missing = kept.asked.difference(before.permitted);
     if !missing.is_empty() {
-        bail!("--modcaps: this process was not given {}", list(missing));
+        bail!(
+            "--modcaps: this process was not given {}; give it to whoever starts the daemon, or \
+             leave it out",
+            list(missing)
+        );
     }
     reduce_bounding_set(kept.all)?;
     match clear_ambient_capability_set() {

@@ -70,7 +70,10 @@ fn current_limit() -> u64 {
 fn set_explicitly(limit: u64) -> anyhow::Result<u64> {
     let most = most_per_process()?;
     if limit > most {
-        bail!("Error increasing number of open files: It cannot be increased above {most}");
+        bail!(
+            "Error increasing number of open files: It cannot be increased above {most}; lower \
+             --rlimit-nofile, or raise fs.nr_open with sysctl(8)"
+        );
     }
     set(limit).map_err(std::io::Error::from).with_context(|| {
         format!(
@@ -131,7 +134,8 @@ fn budget(limit: u64, needs: Needs) -> anyhow::Result<usize> {
     if limit < minimum {
         bail!(
             "Maximum number of file descriptors too small: \
-             Limit is {limit}, must be at least {minimum}"
+             Limit is {limit}, must be at least {minimum}; raise --rlimit-nofile, or the hard \
+             limit of whoever starts the daemon"
         );
     }
     let left = limit.saturating_sub(needs.reserve());
@@ -167,7 +171,7 @@ mod tests {
     fn a_limit_below_the_minimum_is_refused_with_both_numbers() {
         let text = budget(609, needs(0, 1)).unwrap_err().to_string();
         assert!(
-            text.ends_with("Limit is 609, must be at least 610"),
+            text.contains("Limit is 609, must be at least 610; raise"),
             "{text}"
         );
         assert_eq!(budget(610, needs(0, 62)).unwrap(), 0);
@@ -180,7 +184,7 @@ mod tests {
         let most = most_per_process().unwrap();
         let text = set_explicitly(most + 1).unwrap_err().to_string();
         assert!(
-            text.ends_with(&format!("cannot be increased above {most}")),
+            text.contains(&format!("cannot be increased above {most}; lower")),
             "{text}"
         );
     }

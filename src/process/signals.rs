@@ -1,7 +1,8 @@
 //! What a signal does: the files beside the socket go, then the process.
 //!
 //! SIGTERM and SIGHUP end with status 1, SIGINT as if it had not been caught.
-//! SIGUSR1 has the daemon say in its log what it has done so far. SIGPIPE is ignored, which the Rust runtime sees to before `main`.
+//! SIGUSR1 has the daemon say in its log what it has done so far. SIGPIPE is
+//! ignored, which the Rust runtime sees to before `main`.
 //!
 //! The thread that waits for them has the rights of the thread that starts it,
 //! so it is started when the daemon has given up what it does not need. Until

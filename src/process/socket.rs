@@ -332,7 +332,7 @@ fn open_folder_of(option: &str, path: &Path) -> anyhow::Result<OwnedFd> {
             folder.display()
         ),
         Err(error) => Err(std::io::Error::from(error))
-            .with_context(|| format!("cannot open {}", folder.display())),
+            .with_context(|| format!("{option}: cannot open the folder {}", folder.display())),
     }
 }
 
