@@ -24,6 +24,9 @@ use crate::id::NodeId;
 use crate::passthrough::{Node, OpenHandle, Passthrough};
 use crate::sys::file_handle::{self, name_to_handle, open_by_handle};
 
+/// Of so many lost nodes the log tells the paths.
+const MOST_DESCRIBED: usize = 10;
+
 /// How names are opened that only mark a place.
 const PATH_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -133,14 +136,17 @@ fn restore(
         if is_gone {
             continue;
         }
-        let error = error.context(format!("cannot find {} again", restore.describe(node)));
+        // To describe one takes a look at all of them.
+        let describe = || format!("cannot find {} again", restore.describe(node));
         if config.when_lost == WhenLost::Abort {
-            return Err(error.context(
+            return Err(error.context(describe()).context(
                 "a file of the guest is lost; start with \
                  --migration-on-error=guest-error to go on without it",
             ));
         }
-        log::debug!("{error:#}");
+        if lost < MOST_DESCRIBED {
+            log::debug!("{:#}", error.context(describe()));
+        }
         lost += 1;
     }
     restore.handles(config)?;
