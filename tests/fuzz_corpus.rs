@@ -48,3 +48,8 @@ fn xattr_map() {
 fn id_map() {
     replay("id_map", harness::id_map);
 }
+
+#[test]
+fn migration() {
+    replay("migration", harness::migration);
+}

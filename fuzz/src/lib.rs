@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod input;
+mod moved;
 mod world;
 
 use std::cell::RefCell;
@@ -18,6 +19,7 @@ use virtiofsd::fuse::decode::decode as decode_request;
 use virtiofsd::fuse::opcode::Opcode;
 
 use input::Input;
+use moved::Target;
 use world::World;
 
 /// The most requests of one input.
@@ -69,6 +71,15 @@ pub fn ring(bytes: &[u8]) {
         }
         world.unmount();
     });
+}
+
+thread_local! {
+    static TARGET: Target = Target::new();
+}
+
+/// Takes over a guest whose state the source has sent.
+pub fn migration(bytes: &[u8]) {
+    TARGET.with(|target| target.load(bytes));
 }
 
 /// Parses a list of rules as the operator would give it.
