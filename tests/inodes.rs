@@ -10,6 +10,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -398,6 +399,124 @@ fn a_mount_without_handles_is_said_once_and_is_refused_where_they_are_mandatory(
         &["--inode-file-handles=prefer"],
     );
     daemon.expect_log("file handles cannot be used here");
+}
+
+/// What one thread of the guest holds: look-ups by node.
+#[derive(Default)]
+struct Held(HashMap<u64, u64>);
+
+impl Held {
+    fn add(&mut self, node: u64) {
+        *self.0.entry(node).or_default() += 1;
+    }
+
+    /// Lets go of some, or all, of what it holds of a node.
+    fn forget(&mut self, client: &mut Client, node: u64, count: u64) {
+        let held = self.0.remove(&node).unwrap();
+        let count = count.min(held);
+        if count < held {
+            self.0.insert(node, held - count);
+        }
+        client.forget(node, count);
+    }
+}
+
+/// Names that all threads use, and a link for each; a generator of numbers that
+/// are the same in every run.
+const NAMES: u64 = 40;
+
+fn random(state: &mut u64) -> u64 {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+fn look_up_and_forget(client: &mut Client, seed: u64) -> Held {
+    let mut held = Held::default();
+    let mut state = seed;
+    for round in 0..1500 {
+        let name = format!("f{}", random(&mut state) % NAMES);
+        match random(&mut state) % 8 {
+            0..3 => held.add(client.lookup(ROOT, &name).unwrap().nodeid),
+            3 => {
+                let fh = client.opendir(ROOT).unwrap().fh;
+                let part = client.readdirplus(ROOT, fh, 0, 4096).unwrap();
+                let entries = part.iter().filter_map(|dirent| dirent.entry);
+                for entry in entries.filter(|entry| entry.nodeid != 0) {
+                    held.add(entry.nodeid);
+                }
+                client.releasedir(ROOT, fh).unwrap();
+            }
+            4 => {
+                let (entry, open) = client.create(ROOT, &name, libc::O_RDWR, 0o600).unwrap();
+                client.release(entry.nodeid, open.fh).unwrap();
+                held.add(entry.nodeid);
+            }
+            5 => {
+                let node = client.lookup(ROOT, &name).unwrap().nodeid;
+                held.add(node);
+                let link = format!("l{seed}-{round}");
+                held.add(client.link(node, ROOT, &link).unwrap().nodeid);
+                client.unlink(ROOT, &link).unwrap();
+            }
+            6 => {
+                let nodes: Vec<_> = held.0.keys().copied().take(10).collect();
+                for node in nodes {
+                    assert!(client.getattr(node).is_ok(), "a held node is there");
+                    held.forget(client, node, 1 + random(&mut state) % 3);
+                }
+            }
+            _ => {
+                let all: Vec<_> = held.0.drain().collect();
+                client.batch_forget(&all);
+                // Of what nobody holds, and of the root: harmless.
+                client.batch_forget(&[(u64::MAX, 1), (ROOT, 1000), (12, 5)]);
+            }
+        }
+    }
+    held
+}
+
+#[test]
+fn counts_are_exact_over_four_queues() {
+    for handles in ["prefer", "never"] {
+        let handles = format!("--inode-file-handles={handles}");
+        let mut session = Session::new(&["--num-request-queues=4", &handles]);
+        for number in 0..NAMES {
+            session.put(&format!("f{number}"), "");
+        }
+        let mut others: Vec<_> = (1..4)
+            .map(|queue| Client::new(session.vmm.start_queue(REQUEST + queue)))
+            .collect();
+        let mut clients: Vec<_> = others.iter_mut().chain([&mut session.client]).collect();
+        let all_held: Vec<_> = std::thread::scope(|scope| {
+            let threads = clients.iter_mut().zip(1..);
+            let threads: Vec<_> = threads
+                .map(|(client, seed)| scope.spawn(move || look_up_and_forget(client, seed)))
+                .collect();
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+            ended.collect()
+        });
+        // All but one look-up of each node are given back, then the last one.
+        let mut total = Held::default();
+        for (node, count) in all_held.into_iter().flat_map(|held| held.0) {
+            *total.0.entry(node).or_default() += count;
+        }
+        let client = &mut session.client;
+        for (node, count) in total.0 {
+            if count > 1 {
+                client.forget(node, count - 1);
+            }
+            assert!(client.getattr(node).is_ok(), "one look-up is left");
+            client.forget(node, 1);
+            assert_eq!(client.getattr(node).unwrap_err(), STALE);
+        }
+        for number in 0..NAMES {
+            client.lookup(ROOT, format!("f{number}")).unwrap();
+        }
+        session.finish();
+    }
 }
 
 /// A guest looks up a million files; what that takes, and what is left of it.
