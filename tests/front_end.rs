@@ -418,6 +418,20 @@ fn queues_that_cannot_be_are_refused() {
     }
 }
 
+/// Such memory has no descriptor, so the front end shares none.
+#[test]
+fn a_guest_whose_memory_is_not_shared_is_told_apart() {
+    let mut raw = Raw::negotiated();
+    let addresses = [0x7f00_0000_0000u64, 0x7f00_0000_1000, 0x7f00_0000_2000, 0];
+    let body = [words(&[1, 0]), longs(&addresses)].concat();
+    raw.send(&message(SET_VRING_ADDR, &body));
+    assert_eq!(raw.daemon.wait().code(), Some(1));
+    raw.daemon.expect_log(
+        "Waiting for daemon failed: HandleRequest(InvalidParam); most often the guest's memory \
+         is not shared",
+    );
+}
+
 #[test]
 fn what_comes_before_its_time_is_refused_or_harmless() {
     let before = [
