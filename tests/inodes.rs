@@ -53,7 +53,8 @@ impl Drop for Mounted {
     }
 }
 
-/// A file system of the host. What was mounted last is unmounted first.
+/// A file system of the host, of a kind with options for its `mkfs`. What was
+/// mounted last is unmounted first.
 struct HostFs {
     at: PathBuf,
     mounts: Vec<Mounted>,
@@ -101,7 +102,10 @@ impl HostFs {
                 let image = dir.path().join("image");
                 File::create(&image).unwrap().set_len(512 << 20).unwrap();
                 let image = image.to_str().unwrap();
-                run(&format!("mkfs.{kind}"), &["-q", image]);
+                let mut words = kind.split(' ');
+                let make = format!("mkfs.{}", words.next().unwrap());
+                let options: Vec<_> = words.collect();
+                run(&make, &[&options[..], &["-q", image]].concat());
                 mounts.push(Mounted::new(&["-o", "loop", image], &at));
             }
         }
@@ -517,6 +521,47 @@ fn counts_are_exact_over_four_queues() {
         }
         session.finish();
     }
+}
+
+#[test]
+fn a_handle_that_no_longer_opens_is_no_loss_while_the_name_leads_there() {
+    // With checksums a generation number cannot be changed.
+    let host = HostFs::new("ext4 -O ^metadata_csum");
+    let mut session = Session::over(host.share(), &["--inode-file-handles=mandatory"]);
+    session.put("kept", "kept");
+    session.put("replaced", "replaced");
+    // Once they are old enough, nothing else can ever have number and birth of one.
+    let born = fs::metadata(session.path("replaced")).unwrap().created();
+    while born.as_ref().unwrap().elapsed().unwrap() < Duration::from_millis(50) {
+        session.client.getattr(ROOT).unwrap();
+    }
+    let client = &mut session.client;
+    let kept = client.lookup(ROOT, "kept").unwrap().nodeid;
+    let replaced = client.lookup(ROOT, "replaced").unwrap().nodeid;
+    assert_eq!(content(client, kept).unwrap(), b"kept");
+    // Another generation number: as after a file server's restart, the file is the
+    // same and its handle is not.
+    for name in ["kept", "replaced"] {
+        run(
+            "chattr",
+            &["-v", "4711", session.path(name).to_str().unwrap()],
+        );
+    }
+    fs::write(session.path("other"), "another").unwrap();
+    fs::rename(session.path("other"), session.path("replaced")).unwrap();
+    // Whatever the host's kernel remembers of the old handle is gone.
+    drop_caches();
+    let client = &mut session.client;
+    assert_eq!(content(client, kept).unwrap(), b"kept");
+    client.getattr(kept).unwrap();
+    assert_eq!(content(client, replaced), Err(STALE));
+    session.finish();
+}
+
+/// Has the kernel forget what it knows of files that nobody has open.
+fn drop_caches() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
 
 /// A guest looks up a million files; what that takes, and what is left of it.

@@ -736,3 +736,58 @@ fn where_the_host_allows_no_user_namespaces_that_is_named() {
         assert!(line.contains(part), "{part}: {line}");
     }
 }
+
+#[test]
+fn a_million_files_are_within_reach_of_few_descriptors() {
+    const FILES: usize = 1_000_000;
+    const FOLDERS: usize = 100;
+    let place = Place::new();
+    let share = TempDir::with_prefix_in("virtiofsd-share-", "/dev/shm").unwrap();
+    let (uid, gid) = user();
+    chown(share.path(), Some(uid), Some(gid)).unwrap();
+    for folder in 0..FOLDERS {
+        let folder = share.path().join(format!("d{folder}"));
+        fs::create_dir(&folder).unwrap();
+        for file in 0..FILES / FOLDERS {
+            let (cwd, file) = (rustix::fs::CWD, folder.join(format!("f{file}")));
+            let (kind, mode) = (
+                rustix::fs::FileType::RegularFile,
+                rustix::fs::Mode::from_raw_mode(0o666),
+            );
+            rustix::fs::mknodat(cwd, &file, kind, mode, 0).unwrap();
+            chown(file, Some(uid), Some(gid)).unwrap();
+        }
+        chown(&folder, Some(uid), Some(gid)).unwrap();
+    }
+    let shared_dir = format!("--shared-dir={}", share.path().display());
+    let daemon = place.start(&["--sandbox=none", "--rlimit-nofile=4096", &shared_dir]);
+    let (vmm, mut client) = place.mount();
+    let mut known = Vec::with_capacity(FILES);
+    for folder in 0..FOLDERS {
+        let folder = client.lookup(ROOT, format!("d{folder}")).unwrap().nodeid;
+        let fh = client.opendir(folder).unwrap().fh;
+        let entries = client.read_whole_dir(folder, fh, 128 << 10, true).unwrap();
+        client.releasedir(folder, fh).unwrap();
+        for found in entries {
+            if let Some(entry) = found.entry.filter(|entry| entry.nodeid != 0) {
+                known.push((folder, found.name, entry.nodeid));
+            }
+        }
+    }
+    assert_eq!(known.len(), FILES);
+    for (folder, name, node) in known.iter().step_by(FILES / 500) {
+        let name = str::from_utf8(name).unwrap();
+        let fh = client.open(*node, libc::O_RDWR).unwrap().fh;
+        assert_eq!(
+            client.write(*node, fh, 0, name.as_bytes()),
+            Ok(name.len() as u32)
+        );
+        assert_eq!(client.read(*node, fh, 0, 100).unwrap(), name.as_bytes());
+        client.release(*node, fh).unwrap();
+        client.rename((*folder, name), (ROOT, "moved")).unwrap();
+        client.getattr(*node).unwrap();
+        client.unlink(ROOT, "moved").unwrap();
+    }
+    drop((vmm, client));
+    assert!(Daemon::wait(&mut { daemon }).success());
+}

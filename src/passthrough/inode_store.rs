@@ -499,6 +499,13 @@ impl InodeStore {
         Some((shard.inode(slot), place))
     }
 
+    /// What an inode is, if no other file can ever be this.
+    pub fn settled(&self, id: NodeId) -> Option<Identity> {
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id)?;
+        slot.has(flag::SETTLED).then(|| slot.identity())
+    }
+
     /// What an inode is and where it was last found, if it is held by a handle,
     /// not a directory, and the only file that can ever be this.
     pub fn settled_place(&self, id: NodeId) -> Option<(Identity, NodeId, CString)> {

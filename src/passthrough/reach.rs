@@ -187,12 +187,31 @@ impl Passthrough {
             at = parent;
         };
         for (inode, parent, name) in way.into_iter().rev() {
-            let next = match find_by_name(&path, &name, &inode) {
+            let next = match self.find_by_name(&path, &name, &inode) {
                 Err(Errno::NOENT | Errno::STALE) => self.search(&path, parent, &inode)?,
                 result => result?,
             };
             path = SharedFd::new(next)?;
             self.keep(&inode, &path);
+        }
+        Ok(path)
+    }
+
+    /// Opens the path of a name if it is this inode.
+    fn find_by_name(&self, directory: &SharedFd, name: &CStr, inode: &Inode) -> Result<OwnedFd> {
+        let path = open_path(directory, name)?;
+        let found = identify(path.as_fd())?.identity;
+        if !found.is_same_file(&inode.identity) {
+            return Err(Errno::STALE);
+        }
+        // Where handles tell files apart for good they have the last word, but for
+        // a file of whose number and time of birth there can be no other.
+        if let Held::Handle(held) = &inode.held
+            && inode.mount().knows_birth()
+            && self.inodes.settled(inode.id()) != Some(found)
+            && name_to_handle(&path, c"")?.0 != *held
+        {
+            return Err(Errno::STALE);
         }
         Ok(path)
     }
@@ -233,7 +252,7 @@ impl Passthrough {
             if entry.ino() != inode.key().ino || is_dots {
                 continue;
             }
-            if let Ok(path) = find_by_name(directory, entry.file_name(), inode) {
+            if let Ok(path) = self.find_by_name(directory, entry.file_name(), inode) {
                 self.inodes.set_place(inode.id(), parent, entry.file_name());
                 return Ok(path);
             }
@@ -322,21 +341,4 @@ impl Passthrough {
         // Reaching it keeps its descriptor, if there is room.
         self.node(self.inodes.find(&found.identity.key)?).ok()
     }
-}
-
-/// Opens the path of a name if it is this inode.
-fn find_by_name(directory: &SharedFd, name: &CStr, inode: &Inode) -> Result<OwnedFd> {
-    let path = open_path(directory, name)?;
-    let found = identify(path.as_fd())?.identity;
-    if !found.is_same_file(&inode.identity) {
-        return Err(Errno::STALE);
-    }
-    // Where handles tell files apart for good they have the last word.
-    if let Held::Handle(held) = &inode.held
-        && inode.mount().knows_birth()
-        && name_to_handle(&path, c"")?.0 != *held
-    {
-        return Err(Errno::STALE);
-    }
-    Ok(path)
 }
