@@ -14,17 +14,20 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use common::fuse_client::{Client, SetAttr};
+use common::fuse_client::{Client, Request, SetAttr};
 use common::session::Session;
-use common::wire::{FSYNC_FDATASYNC, ROOT};
+use common::wire::{Encoder, Entry, FSYNC_FDATASYNC, ROOT, op};
 
 const MIB: u64 = 1 << 20;
 
@@ -675,4 +678,130 @@ fn dots_at_a_mount_stay_inside_of_it() {
         }
     }
     run(&format!("umount -l {}", inner.display()));
+}
+
+// ---- What the host does while a file is looked up
+
+/// The daemon's calls of one kind last, for as long as this lives.
+struct Slow {
+    strace: Child,
+    /// It says more when threads end, and must be able to.
+    _messages: BufReader<ChildStderr>,
+    pid: u32,
+    number: String,
+}
+
+impl Slow {
+    fn calls(session: &Session, name: &str, number: i64) -> Self {
+        let pid = session.daemon.serving_pid();
+        let mut strace = Command::new("strace")
+            .args(["-f", "-o", "/dev/null", "-e", &format!("trace={name}")])
+            .args(["-e", &format!("inject={name}:delay_enter=1000000")])
+            .args(["-p", &pid.to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cannot run strace; tests/prepare installs it");
+        let mut messages = BufReader::new(strace.stderr.take().unwrap());
+        let mut said = String::new();
+        messages.read_line(&mut said).unwrap();
+        assert!(said.contains("attached"), "{said}");
+        Self {
+            strace,
+            _messages: messages,
+            pid,
+            number: number.to_string(),
+        }
+    }
+
+    /// Waits until a thread is about to make the call.
+    fn wait_for_call(&self) {
+        loop {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+            let mut calls = threads.filter_map(|thread| {
+                fs::read_to_string(thread.unwrap().path().join("syscall")).ok()
+            });
+            if calls.any(|call| call.split_whitespace().next() == Some(&self.number)) {
+                return;
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.strace), Signal::INT);
+        let _ = self.strace.wait();
+    }
+}
+
+/// A file is old enough to be known by its time of birth.
+fn wait_until_old(file: &Path) {
+    let born = fs::symlink_metadata(file).unwrap().created().unwrap();
+    while born.elapsed().unwrap_or_default() < Duration::from_millis(50) {
+        thread::yield_now();
+    }
+}
+
+fn start_look_up(session: &mut Session, name: &str) -> u64 {
+    let request = Request::new(op::LOOKUP, ROOT, Encoder::new().name(name));
+    let asked = session.client.start(&request);
+    session.client.submit();
+    asked
+}
+
+/// The handle of the one must not be taken for the other's: a fifo would be opened
+/// as a file, and so would a device.
+#[test]
+fn a_fifo_that_gets_the_number_of_a_file_while_that_is_looked_up_is_not_opened() {
+    for is_old in [true, false] {
+        let Some(mut host) = Host::new("ext4", 16 * MIB) else {
+            return;
+        };
+        let file = host.path("f");
+        fs::write(&file, "text").unwrap();
+        let number = fs::metadata(&file).unwrap().ino();
+        if is_old {
+            wait_until_old(&file);
+        }
+        let session = host.session();
+        let slow = Slow::calls(session, "name_to_handle_at", libc::SYS_name_to_handle_at);
+        let asked = start_look_up(session, "f");
+        slow.wait_for_call();
+        fs::remove_file(&file).unwrap();
+        run(&format!("mkfifo {}", file.display()));
+        let gets_the_number = fs::symlink_metadata(&file).unwrap().ino() == number;
+        assert!(gets_the_number || !is_old, "the host gives another number");
+        let found = session.client.wait_for(asked);
+        drop(slow);
+        if let Ok(found) = found {
+            let node = Entry::decode(&found).nodeid;
+            let opened = session.client.open(node, libc::O_RDWR);
+            assert!(opened.is_err(), "the daemon has opened a fifo");
+        }
+    }
+}
+
+/// What is beneath must not be taken for the mount.
+#[test]
+fn a_mount_that_goes_away_while_it_is_looked_up_is_looked_up_again() {
+    let args = &["--inode-file-handles=never"];
+    let Some(mut host) = Host::with("ext4", 16 * MIB, "", "defaults", args) else {
+        return;
+    };
+    let inner = host.path("inner");
+    fs::create_dir(&inner).unwrap();
+    run(&format!("mount -t tmpfs none {}", inner.display()));
+    let session = host.session();
+    let slow = Slow::calls(session, "openat", libc::SYS_openat);
+    let asked = start_look_up(session, "inner");
+    slow.wait_for_call();
+    run(&format!("umount -l {}", inner.display()));
+    let found = session.client.wait_for(asked);
+    drop(slow);
+    assert_eq!(found.map(|entry| Entry::decode(&entry)), Err(libc::ESTALE));
+    let found = session.client.walk("inner").unwrap();
+    assert_eq!(found.attr.ino, fs::metadata(&inner).unwrap().ino());
+    assert!(host.session().client.getattr(found.nodeid).is_ok());
 }

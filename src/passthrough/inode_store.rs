@@ -213,8 +213,9 @@ impl Shard {
         self.bytes.get(at, slot.name_len)
     }
 
+    /// Whether it is known to be found there.
     fn has_place(&self, slot: &Slot, parent: NodeId, name: &CStr) -> bool {
-        slot.parent == parent.0 && self.name(slot) == name.to_bytes()
+        slot.parent == parent.0 && self.name(slot) == name.to_bytes() && !slot.has(flag::LOST)
     }
 
     fn held(&self, slot: &Slot) -> Held {
@@ -878,13 +879,14 @@ impl InodeStore {
         }
     }
 
-    /// A descriptor turned out to be of this inode, or of another.
-    pub fn set_verified(&self, id: NodeId, is_the_inode: bool) {
+    /// A descriptor turned out to be of this inode, or of another. It counts only
+    /// while this very descriptor is kept.
+    pub fn set_verified(&self, id: NodeId, path: &SharedFd, is_the_inode: bool) {
         let mut shard = write(self.shard_of(id));
         let Some(slot) = shard.by_id_mut(&self.hasher, id) else {
             return;
         };
-        if !slot.has(flag::UNVERIFIED) {
+        if !slot.has(flag::UNVERIFIED) || slot.path.as_ref() != Some(path) {
             return;
         }
         slot.unset(flag::UNVERIFIED);
@@ -1336,6 +1338,47 @@ mod tests {
         assert_eq!(acquire(&store, 700), Some(id));
         store.forget(id, 2);
         assert!(store.get(id).is_some());
+    }
+
+    #[test]
+    fn only_the_descriptor_that_was_looked_at_is_verified() {
+        let store = store_of(1);
+        let open = || NewPath {
+            fd: path(),
+            verified: false,
+            room: store.path_room().unwrap(),
+        };
+        let held = |id| store.get(id).unwrap().held;
+        let id = insert(&store, 700);
+        store.keep_path(id, open());
+        let Held::Unverified(first) = held(id) else {
+            panic!("{:?}", held(id));
+        };
+        store.close_path(id, &identity(700, 1), true);
+        store.keep_path(id, open());
+        store.set_verified(id, &first, true);
+        store.set_verified(id, &first, false);
+        let Held::Unverified(second) = held(id) else {
+            panic!("{:?}", held(id));
+        };
+        store.set_verified(id, &second, true);
+        assert!(matches!(held(id), Held::Path(path) if path == second));
+    }
+
+    #[test]
+    fn what_was_lost_is_found_by_the_next_look_up() {
+        let store = store();
+        let id = insert(&store, 700);
+        let is_lost = || store.whereabouts(id).unwrap().1.is_none();
+        let found = identity(700, 1);
+        let place = Some((NodeId::ROOT, c"name"));
+        store.set_lost(id);
+        assert!(is_lost());
+        assert!(matches!(store.acquire(&found, place), Match::Counted(_)));
+        assert!(!is_lost());
+        store.set_lost(id);
+        assert!(store.confirm(id, &found, true, place));
+        assert!(!is_lost());
     }
 
     #[test]

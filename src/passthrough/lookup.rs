@@ -36,23 +36,43 @@ pub(super) struct Found {
     pub(super) identity: Identity,
     /// With the ids of the host.
     pub(super) attr: Attr,
+    /// When the host was asked: later than this the file existed.
+    asked: SystemTime,
 }
 
-impl From<Statx> for Found {
-    fn from(stat: Statx) -> Self {
-        let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
-        let nanoseconds = i64::from(stat.stx_btime.tv_nsec);
-        let born = stat.stx_btime.tv_sec.checked_mul(1_000_000_000);
+/// What tells a file from others, by its status.
+fn identity_of(stat: &Statx) -> Identity {
+    let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+    let nanoseconds = i64::from(stat.stx_btime.tv_nsec);
+    let born = stat.stx_btime.tv_sec.checked_mul(1_000_000_000);
+    Identity {
+        key: InodeKey::of(stat),
+        kind: FileType::from_raw_mode(stat.stx_mode.into()),
+        born: born
+            .and_then(|born| born.checked_add(nanoseconds))
+            .filter(|_| has_birth),
+    }
+}
+
+impl Found {
+    fn new(stat: &Statx, asked: SystemTime) -> Self {
         Self {
-            identity: Identity {
-                key: InodeKey::of(&stat),
-                kind: FileType::from_raw_mode(stat.stx_mode.into()),
-                born: born
-                    .and_then(|born| born.checked_add(nanoseconds))
-                    .filter(|_| has_birth),
-            },
-            attr: attr::from_statx(&stat),
+            identity: identity_of(stat),
+            attr: attr::from_statx(stat),
+            asked,
         }
+    }
+
+    /// Whether from now on a file of this number and time of birth is this one
+    /// for sure. It existed after we asked, so that another one with its number
+    /// is born later; and it was born so long before that "later" shows.
+    pub(super) fn is_settled(&self, mount: &Mount) -> bool {
+        let asked = self.asked.duration_since(SystemTime::UNIX_EPOCH);
+        let (Some(born), Ok(asked)) = (self.identity.born, asked) else {
+            return false;
+        };
+        let old_enough = asked.saturating_sub(BIRTHS_DIFFER).as_nanos();
+        mount.knows_birth() && u128::try_from(born).is_ok_and(|born| born < old_enough)
     }
 }
 
@@ -67,7 +87,11 @@ const WANTED: StatxFlags = StatxFlags::BASIC_STATS
 /// Those of `statx(2)`.
 pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-    Ok(rustix::fs::statx(fd, c"", flags, WANTED)?.into())
+    let asked = SystemTime::now();
+    Ok(Found::new(
+        &rustix::fs::statx(fd, c"", flags, WANTED)?,
+        asked,
+    ))
 }
 
 /// Identifies a name without opening it.
@@ -76,7 +100,9 @@ pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
 /// Those of `statx(2)`.
 pub(super) fn identify_name(parent: impl AsFd, name: &CStr) -> Result<Found> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    Ok(rustix::fs::statx(parent, name, flags, WANTED)?.into())
+    let asked = SystemTime::now();
+    let stat = rustix::fs::statx(parent, name, flags, WANTED)?;
+    Ok(Found::new(&stat, asked))
 }
 
 /// Opens the path of a name.
@@ -88,18 +114,6 @@ pub(super) fn open_path(parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
     rustix::fs::openat(parent, name, flags, Mode::empty())
 }
 
-/// Whether from now on a file of this number and time of birth is this one for
-/// sure. It exists at this moment, so that another one with its number would be
-/// born later; and it was born so long ago that "later" shows.
-pub(super) fn is_settled(identity: &Identity, mount: &Mount) -> bool {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let (Some(born), Ok(now)) = (identity.born, now) else {
-        return false;
-    };
-    let old_enough = now.saturating_sub(BIRTHS_DIFFER).as_nanos();
-    mount.knows_birth() && u128::try_from(born).is_ok_and(|born| born < old_enough)
-}
-
 /// Whether what is open is the file that was found under a name.
 ///
 /// While it is open nothing else gets its number, and what differs is what the
@@ -107,8 +121,7 @@ pub(super) fn is_settled(identity: &Identity, mount: &Mount) -> bool {
 /// then it does not have the old file any more when it is asked for it.
 pub(super) fn is_open_file(path: &SharedFd, found: &Identity) -> bool {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
-    rustix::fs::statx(path, c"", flags, WANTED)
-        .is_ok_and(|open| Found::from(open).identity == *found)
+    rustix::fs::statx(path, c"", flags, WANTED).is_ok_and(|open| identity_of(&open) == *found)
 }
 
 /// What the guest is going to do with what it looks up.
@@ -155,7 +168,7 @@ impl Passthrough {
             self.inodes.replaced(held.id());
             return Ok(None);
         }
-        let settled = is_settled(&found.identity, held.mount());
+        let settled = found.is_settled(held.mount());
         let counted = self
             .inodes
             .confirm(held.id(), &found.identity, settled, place);
@@ -167,12 +180,13 @@ impl Passthrough {
         match &held.held {
             Held::Handle(handle) => {
                 let now = name_to_handle(parent, name)?;
-                Ok(now == (*handle, found.identity.key.mount))
+                let is_same_kind = held.kind() == found.identity.kind;
+                Ok(is_same_kind && now == (*handle, found.identity.key.mount))
             }
             Held::Path(path) => Ok(is_open_file(path, &found.identity)),
             Held::Unverified(path) => {
                 let is_it = is_open_file(path, &found.identity);
-                self.inodes.set_verified(held.id(), is_it);
+                self.inodes.set_verified(held.id(), path, is_it);
                 Ok(is_it)
             }
             Held::Name => Ok(held.identity.is_same_file(&found.identity)),
@@ -190,20 +204,30 @@ impl Passthrough {
         let key = found.identity.key;
         let mount = self.mount_of(&found.identity, parent, || open_path(parent, name))?;
         let place = Some((parent.id(), name));
+        let settled = found.is_settled(&mount);
         if mount.handles().is_some() {
+            // Too young to be told from one that gets its number and name next.
+            if !settled {
+                return self.enter_opened(parent, name);
+            }
             match name_to_handle(parent, name) {
-                // The handle is that of the file that was found, and not of one
-                // that has got its name since, if it has the same number in it.
                 Ok((handle, id)) if id == key.mount && handle.names_inode(key.ino) => {
+                    // The handle is of something that has this number. It is of
+                    // the file that was found if that is still there: it would
+                    // have had to go for another one to have its number.
+                    let again = identify_name(parent, name)?;
+                    if again.identity != found.identity {
+                        return self.enter_opened(parent, name);
+                    }
                     let new = NewInode {
-                        identity: found.identity,
-                        settled: is_settled(&found.identity, &mount),
+                        identity: again.identity,
+                        settled,
                         mount,
                         handle: Some(handle),
                         path: None,
                         place,
                     };
-                    return Ok((self.inodes.insert(new)?, found));
+                    return Ok((self.inodes.insert(new)?, again));
                 }
                 Ok(_) => return self.enter_opened(parent, name),
                 Err(Errno::OPNOTSUPP | Errno::OVERFLOW)
@@ -211,7 +235,6 @@ impl Passthrough {
                 Err(errno) => return Err(errno),
             }
         }
-        let settled = is_settled(&found.identity, &mount);
         // Who only lists a large directory must not cost others their places;
         // but what cannot be told from a later file has to stay open.
         let room = match interest {
@@ -275,7 +298,7 @@ impl Passthrough {
         };
         self.inodes.insert(NewInode {
             identity: found.identity,
-            settled: is_settled(&found.identity, &mount),
+            settled: found.is_settled(&mount),
             mount,
             handle,
             path,
@@ -317,7 +340,7 @@ impl Passthrough {
         };
         let new = NewInode {
             identity: found.identity,
-            settled: is_settled(&found.identity, &mount),
+            settled: found.is_settled(&mount),
             mount,
             handle,
             path,
@@ -357,7 +380,12 @@ impl Passthrough {
         if let Some(mount) = self.mounts.find(file.key.device, file.key.mount) {
             return Ok(mount);
         }
-        self.mounts.open(open()?, &self.proc_self_fd)
+        let mount = self.mounts.open(open()?, &self.proc_self_fd)?;
+        if (file.key.device, file.key.mount) != (mount.device(), mount.id()) {
+            // Something else has its name by now: the guest asks again.
+            return Err(Errno::STALE);
+        }
+        Ok(mount)
     }
 
     /// What the guest hears of a directory's entry: it is marked where it is

@@ -17,9 +17,7 @@ use super::fd_budget::Place;
 use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
 use super::inode_store::{NewPath, PathRoom};
-use super::lookup::{
-    BIRTHS_DIFFER, Found, identify, identify_name, is_open_file, is_settled, open_path,
-};
+use super::lookup::{BIRTHS_DIFFER, Found, identify, identify_name, is_open_file, open_path};
 use crate::fs::Result;
 use crate::id::NodeId;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
@@ -132,7 +130,7 @@ impl Passthrough {
             Held::Unverified(path) => {
                 let found = identify(path.as_fd()).ok()?.identity;
                 let is_it = found == inode.identity;
-                self.inodes.set_verified(inode.id(), is_it);
+                self.inodes.set_verified(inode.id(), path, is_it);
                 is_it.then(|| path.clone())
             }
             Held::Handle(handle) => {
@@ -297,19 +295,19 @@ impl Passthrough {
         let Some(directory) = self.directory(parent) else {
             return Closing::NotByName;
         };
-        let found = match identify_name(&directory, &name) {
-            Ok(found) => found.identity,
-            Err(_) => return Closing::NotByName,
+        let Ok(found) = identify_name(&directory, &name) else {
+            return Closing::NotByName;
         };
-        let is_known = found == inode.identity && inode.mount().kind() != Kind::Served;
-        if !is_known && !is_open_file(path, &found) {
+        let identity = found.identity;
+        let is_known = identity == inode.identity && inode.mount().kind() != Kind::Served;
+        if !is_known && !is_open_file(path, &identity) {
             return Closing::NotByName;
         }
-        let settled = is_settled(&found, inode.mount());
-        if !settled && found.born.is_some() && inode.mount().knows_birth() {
+        let settled = found.is_settled(inode.mount());
+        if !settled && identity.born.is_some() && inode.mount().knows_birth() {
             return Closing::TooYoung;
         }
-        Closing::Possible(found, settled)
+        Closing::Possible(identity, settled)
     }
 
     /// A directory, also one that is only on the way of others.

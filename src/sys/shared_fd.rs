@@ -29,8 +29,9 @@ fn owners(number: u32) -> Option<&'static AtomicU32> {
         .get(number % CHUNK)
 }
 
-/// A descriptor that is closed when its last owner drops it.
-#[derive(Debug)]
+/// A descriptor that is closed when its last owner drops it. Two are equal if
+/// they are owners of the same one.
+#[derive(Debug, Eq, PartialEq)]
 pub struct SharedFd {
     /// The number and one: a missing one takes no room.
     number: NonZeroU32,
