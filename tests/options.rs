@@ -624,6 +624,68 @@ fn a_guest_that_opens_all_descriptors_gets_enfile_until_it_closes_some() {
     }
 }
 
+/// A session that keeps few descriptors of inodes, and files which the guest may
+/// look up so that those of others are closed.
+fn session_of_few_descriptors() -> Session {
+    let args = [
+        "--rlimit-nofile=620",
+        "--num-request-queues=1",
+        "--inode-file-handles=never",
+    ];
+    let session = Session::new(&args);
+    for n in 0..40 {
+        session.put(&format!("other{n}"), "");
+    }
+    session
+}
+
+fn look_up_others(session: &mut Session) {
+    for n in 0..40 {
+        session.client.walk(&format!("other{n}")).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_was_lost_is_there_again_once_it_is_looked_up() {
+    let mut session = session_of_few_descriptors();
+    fs::create_dir(session.path("away")).unwrap();
+    session.put("f", "text");
+    let f = session.client.walk("f").unwrap().nodeid;
+    look_up_others(&mut session);
+    fs::rename(session.path("f"), session.path("away/f")).unwrap();
+    assert_eq!(session.client.getattr(f).err(), Some(libc::ESTALE));
+    fs::rename(session.path("away/f"), session.path("f")).unwrap();
+    assert_eq!(session.client.walk("f").unwrap().nodeid, f);
+    assert_eq!(session.client.getattr(f).unwrap().attr.size, 4);
+    session.finish();
+}
+
+#[test]
+fn a_file_that_loses_the_name_by_which_it_is_known_is_found_by_the_guest() {
+    for replaced in [false, true] {
+        let mut session = session_of_few_descriptors();
+        for folder in ["a", "b"] {
+            fs::create_dir(session.path(folder)).unwrap();
+        }
+        session.put("a/f", "text");
+        session.put("new", "");
+        fs::hard_link(session.path("a/f"), session.path("b/f")).unwrap();
+        let f = session.client.walk("a/f").unwrap().nodeid;
+        let b = session.client.walk("b").unwrap().nodeid;
+        assert_eq!(session.client.lookup(b, "f").unwrap().nodeid, f);
+        look_up_others(&mut session);
+        let c = &mut session.client;
+        if replaced {
+            c.rename((ROOT, "new"), (b, "f")).unwrap();
+        } else {
+            c.unlink(b, "f").unwrap();
+        }
+        let attr = c.getattr(f).map(|out| (out.attr.size, out.attr.nlink));
+        assert_eq!(attr, Ok((4, 1)), "replaced: {replaced}");
+        session.finish();
+    }
+}
+
 // ---- mounts below the share
 
 /// A tmpfs on a folder, for as long as this lives.

@@ -122,6 +122,11 @@ impl Node {
     pub fn new(inode: Inode, path: SharedFd) -> Self {
         Self { inode, path }
     }
+
+    /// The descriptor, for the store to keep.
+    pub(super) fn path(&self) -> SharedFd {
+        self.path.clone()
+    }
 }
 
 impl Deref for Node {

@@ -133,8 +133,11 @@ impl Passthrough {
     /// UNLINK and RMDIR.
     pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
         let parent_node = self.node(parent)?;
-        let _in_reach = self.about_to_unlink(&parent_node, name.as_c_str());
+        let unlinked = self.about_to_unlink(&parent_node, name.as_c_str());
         rustix::fs::unlinkat(&parent_node, name.as_c_str(), flags)?;
+        if let Some(unlinked) = unlinked {
+            self.keep_in_reach(&unlinked);
+        }
         self.tracking
             .tell(|tracker| tracker.changed(parent, name.as_c_str()));
         Ok(())
@@ -146,15 +149,20 @@ impl Passthrough {
         let (name, new_name) = (args.name.as_c_str(), args.new_name.as_c_str());
         let flags = RenameFlags::from_bits_retain(args.flags);
         let moved = self.about_to_move(&from, name);
-        let exchanged = flags
-            .contains(RenameFlags::EXCHANGE)
-            .then(|| self.about_to_move(&to, new_name));
+        let (exchanged, replaced) = if flags.contains(RenameFlags::EXCHANGE) {
+            (self.about_to_move(&to, new_name), None)
+        } else {
+            (None, self.about_to_unlink(&to, new_name))
+        };
         rustix::fs::renameat_with(&from, name, &to, new_name, flags)?;
         if let Some(moved) = moved {
             self.inodes.set_place(moved, to.id(), new_name);
         }
-        if let Some(Some(exchanged)) = exchanged {
+        if let Some(exchanged) = exchanged {
             self.inodes.set_place(exchanged, from.id(), name);
+        }
+        if let Some(replaced) = replaced {
+            self.keep_in_reach(&replaced);
         }
         self.tracking.tell(|tracker| {
             tracker.changed(parent, name);

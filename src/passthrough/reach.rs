@@ -326,8 +326,9 @@ impl Passthrough {
         self.inodes.find(&found.identity.key)
     }
 
-    /// An inode with several names is about to lose one. If it is not open and
-    /// this is the name that it is known by, only this keeps it in reach.
+    /// An inode with several names that is about to lose one. If it is not open
+    /// and this is the name that it is known by, nothing else leads to it then:
+    /// once the name is gone it is for [`Passthrough::keep_in_reach`].
     pub(super) fn about_to_unlink(&self, parent: &Node, name: &CStr) -> Option<Node> {
         if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
             return None;
@@ -336,7 +337,25 @@ impl Passthrough {
         if found.attr.nlink < 2 {
             return None;
         }
-        // Reaching it keeps its descriptor, if there is room.
         self.node(self.inodes.find(&found.identity.key)?).ok()
+    }
+
+    /// Keeps the descriptor of an inode that has lost a name, for which another
+    /// one may be closed. A file system that goes by paths, as some of FUSE do,
+    /// cannot reach it by the lost name: there another name has to be searched for.
+    pub(super) fn keep_in_reach(&self, node: &Node) {
+        let path = node.path();
+        if let Ok(inode) = self.inode(node.id())
+            && matches!(inode.held, Held::Name)
+            && is_open_file(&path, &inode.identity)
+            && let Some(room) = self.path_room()
+        {
+            let path = NewPath {
+                fd: path,
+                verified: true,
+                room,
+            };
+            self.inodes.keep_path(node.id(), path);
+        }
     }
 }
