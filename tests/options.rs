@@ -661,6 +661,26 @@ fn a_file_that_was_lost_is_there_again_once_it_is_looked_up() {
 }
 
 #[test]
+fn what_lies_in_a_lost_folder_is_there_again_with_it() {
+    let mut session = session_of_few_descriptors();
+    fs::create_dir_all(session.path("folder/inner")).unwrap();
+    fs::create_dir(session.path("away")).unwrap();
+    session.put("folder/inner/f", "text");
+    let f = session.client.walk("folder/inner/f").unwrap().nodeid;
+    let folder = session.client.walk("folder").unwrap().nodeid;
+    look_up_others(&mut session);
+    fs::rename(session.path("folder"), session.path("away/folder")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(session.client.getattr(f).err(), Some(libc::ESTALE));
+    }
+    let away = session.client.walk("away").unwrap().nodeid;
+    let moved = session.client.lookup(away, "folder").unwrap().nodeid;
+    assert_eq!(moved, folder);
+    assert_eq!(session.client.getattr(f).unwrap().attr.size, 4);
+    session.finish();
+}
+
+#[test]
 fn a_file_that_loses_the_name_by_which_it_is_known_is_found_by_the_guest() {
     for replaced in [false, true] {
         let mut session = session_of_few_descriptors();

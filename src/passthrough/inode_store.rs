@@ -897,9 +897,13 @@ impl InodeStore {
         }
     }
 
-    /// The inode was looked for in vain.
-    pub fn set_lost(&self, id: NodeId) {
-        if let Some(slot) = read(self.shard_of(id)).by_id(&self.hasher, id) {
+    /// The inode was looked for in vain in this place, unless it has got another
+    /// one meanwhile.
+    pub fn set_lost(&self, id: NodeId, parent: NodeId, name: &CStr) {
+        let shard = read(self.shard_of(id));
+        if let Some(slot) = shard.by_id(&self.hasher, id)
+            && shard.has_place(slot, parent, name)
+        {
             slot.set(flag::LOST);
         }
     }
@@ -1372,11 +1376,13 @@ mod tests {
         let is_lost = || store.whereabouts(id).unwrap().1.is_none();
         let found = identity(700, 1);
         let place = Some((NodeId::ROOT, c"name"));
-        store.set_lost(id);
+        store.set_lost(id, NodeId::ROOT, c"another");
+        assert!(!is_lost());
+        store.set_lost(id, NodeId::ROOT, c"name");
         assert!(is_lost());
         assert!(matches!(store.acquire(&found, place), Match::Counted(_)));
         assert!(!is_lost());
-        store.set_lost(id);
+        store.set_lost(id, NodeId::ROOT, c"name");
         assert!(store.confirm(id, &found, true, place));
         assert!(!is_lost());
     }

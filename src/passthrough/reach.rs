@@ -155,18 +155,16 @@ impl Passthrough {
             Ok(path) => return Ok(path),
             Err(errno) => errno,
         };
-        if let Some(handle) = self.handles.some_of(id) {
-            return SharedFd::new(self.reopen(handle.as_fd(), OFlags::PATH)?);
+        match self.handles.some_of(id) {
+            Some(handle) => SharedFd::new(self.reopen(handle.as_fd(), OFlags::PATH)?),
+            None => Err(errno),
         }
-        if errno == Errno::STALE {
-            log::debug!("node {} is not found any more", id.0);
-            self.inodes.set_lost(id);
-        }
-        Err(errno)
     }
 
     /// Goes from the nearest directory that is at hand down to an inode, by
-    /// names, and keeps the descriptors of what it meets.
+    /// names, and keeps the descriptors of what it meets. Where that ends before,
+    /// what is not in its place is lost: not what would be beneath it, which may
+    /// be there again with it.
     fn walk_to(&self, id: NodeId) -> Result<SharedFd> {
         let mut way = Vec::new();
         let mut at = id;
@@ -186,7 +184,14 @@ impl Passthrough {
         };
         for (inode, parent, name) in way.into_iter().rev() {
             let next = match self.find_by_name(&path, &name, &inode) {
-                Err(Errno::NOENT | Errno::STALE) => self.search(&path, parent, &inode)?,
+                Err(Errno::NOENT | Errno::STALE) => {
+                    let found = self.search(&path, parent, &inode);
+                    if found.as_ref().is_err_and(|errno| *errno == Errno::STALE) {
+                        log::debug!("node {} is not found any more", inode.id().0);
+                        self.inodes.set_lost(inode.id(), parent, &name);
+                    }
+                    found?
+                }
                 result => result?,
             };
             path = SharedFd::new(next)?;
