@@ -17,6 +17,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -761,6 +762,13 @@ fn a_reset_after_an_incoming_migration_drops_everything() {
 const FILES: usize = 100_000;
 const OPEN: usize = 10_000;
 
+/// One such guest at a time: a time is measured, and each keeps two processors busy.
+static LARGE: Mutex<()> = Mutex::new(());
+
+/// Rounds in which the shortest pause of each daemon is looked for: other programs
+/// make pauses longer, never shorter.
+const MOST_ROUNDS: usize = 4;
+
 /// A tree with many files.
 fn many() -> TempDir {
     let share = share();
@@ -810,6 +818,7 @@ fn hold_many(client: &mut Client) -> (HashMap<u64, u64>, Vec<(u64, u64)>) {
 
 #[test]
 fn a_hundred_thousand_inodes_and_ten_thousand_open_files() {
+    let _turn = LARGE.lock().unwrap_or_else(PoisonError::into_inner);
     let share = many();
     let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
     let (inodes, open) = hold_many(&mut machine.client);
@@ -853,16 +862,20 @@ fn the_guest_stands_still_for_less_time_than_with_the_reference() {
         // By descriptors alone the reference cannot hold so many.
         return;
     }
+    let _turn = LARGE.lock().unwrap_or_else(PoisonError::into_inner);
     let share = many();
     let (_, reference) = references().remove(0);
     let mut pauses = (Vec::new(), Vec::new());
-    for _ in 0..2 {
+    for round in 1..=MOST_ROUNDS {
         pauses.0.push(pause(|| Daemon::start(share.path(), &[])));
         let theirs = || Daemon::start_binary(&reference, share.path(), &[]);
         pauses.1.push(pause(theirs));
+        if round >= 2 && pauses.0.iter().min() < pauses.1.iter().min() {
+            println!("{FILES} inodes, {OPEN} of them open: {pauses:?}");
+            return;
+        }
     }
-    println!("{FILES} inodes, {OPEN} of them open: {pauses:?}");
-    assert!(pauses.0.iter().min() < pauses.1.iter().min(), "{pauses:?}");
+    panic!("{FILES} inodes, {OPEN} of them open: {pauses:?}");
 }
 
 // ---- the daemon that this one takes the place of
