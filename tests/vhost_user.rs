@@ -1017,3 +1017,28 @@ fn stopping_a_queue_does_not_wait_for_what_was_not_begun() {
     );
     session.finish();
 }
+
+/// What QEMU's memory backend without `share=on` looks like: the guest kicks, and
+/// its requests are nowhere.
+#[test]
+fn a_guest_that_kicks_and_is_never_heard_is_told_of() {
+    const SAID: &str = "give QEMU's memory backend share=on";
+    let mut session = Session::before_init(&[], &Config::default());
+    let deadline = Instant::now() + PATIENCE;
+    while session.daemon.log_count(SAID) == 0 {
+        assert!(Instant::now() < deadline, "{:#?}", session.daemon.log());
+        session.client.queue.kick();
+        std::thread::yield_now();
+    }
+    // It is no more than a guess.
+    session.client.init();
+    session.client.getattr(ROOT).unwrap();
+    assert_eq!(session.finish().log_count(SAID), 1);
+
+    let mut session = Session::new(&[]);
+    for _ in 0..100 {
+        session.client.queue.kick();
+        session.client.getattr(ROOT).unwrap();
+    }
+    assert_eq!(session.finish().log_count(SAID), 0);
+}

@@ -6,7 +6,7 @@
 //! as long as it works, so that whoever stops the queue can wait for the end;
 //! requests that other threads serve are counted for the same purpose.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -27,6 +27,12 @@ use crate::sys::locks::{lock, wait_for};
 /// How long a queue that is to stop is waited for before requests that wait for
 /// locks are looked for again.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(10);
+
+/// No request was ever heard, and nothing said of that.
+static SILENCE: AtomicBool = AtomicBool::new(true);
+
+/// QEMU 7.2 kicks each queue twice by itself when it starts the device.
+const OWN_KICKS: u8 = 2;
 
 /// Chains that are taken at once.
 const BATCH: u16 = 64;
@@ -68,6 +74,8 @@ pub(super) struct Queue {
     elsewhere: Mutex<usize>,
     /// Where its indexes are, since it was first served.
     vring: OnceLock<Vring>,
+    /// Kicks for which there was nothing since it was started.
+    idle_kicks: AtomicU8,
     /// How many such threads there may be.
     threads_elsewhere: usize,
     none_elsewhere: Condvar,
@@ -104,6 +112,7 @@ impl Queue {
             stopping: AtomicBool::new(false),
             elsewhere: Mutex::new(0),
             vring: OnceLock::new(),
+            idle_kicks: AtomicU8::new(0),
             threads_elsewhere,
             none_elsewhere: Condvar::new(),
         }
@@ -134,9 +143,25 @@ impl Queue {
         }
     }
 
-    /// The queue was stopped: what the guest broke is forgotten.
+    /// The queue was stopped: what the guest did to it is forgotten.
     pub(super) fn mend(&self) {
         self.broken.store(false, Ordering::Release);
+        self.idle_kicks.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts a kick of a guest that was never heard, for which there was no
+    /// request. Where QEMU's memory has a file but is private (`share=off`), the
+    /// guest's requests are in a copy that we never see.
+    fn count_idle_kick(&self) {
+        let kicks = self.idle_kicks.load(Ordering::Relaxed).saturating_add(1);
+        self.idle_kicks.store(kicks, Ordering::Relaxed);
+        if kicks > OWN_KICKS && SILENCE.swap(false, Ordering::Relaxed) {
+            log::warn!(
+                "the guest says that queue {} has a request, but there is none; if its mount \
+                 hangs, its memory is not shared: give QEMU's memory backend share=on",
+                self.index
+            );
+        }
     }
 
     /// Stops serving the queue and says why, once.
@@ -334,8 +359,20 @@ impl Queue {
             }
         });
         match taken {
-            Ok(taken) => {
-                let taken = taken?;
+            Ok(None) => {
+                drop(state);
+                if when_empty == WhenEmpty::AskForKick
+                    && self.index > 0
+                    && SILENCE.load(Ordering::Relaxed)
+                {
+                    self.count_idle_kick();
+                }
+                None
+            }
+            Ok(Some(taken)) => {
+                if SILENCE.load(Ordering::Relaxed) {
+                    SILENCE.store(false, Ordering::Relaxed);
+                }
                 state.get_queue_mut().set_next_avail(taken.next_available);
                 Some(taken)
             }
