@@ -7,8 +7,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use clap::Arg;
 use clap_complete::aot::{Bash, Fish, Zsh};
@@ -344,4 +347,317 @@ fn the_capabilities_for_a_container_are_enough() {
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("file handles cannot"), "{said}");
+}
+
+// Who runs the commands
+
+/// What the indented blocks have besides commands.
+const NO_COMMANDS: &[&str] = &["<", "-", ":", "WARN ", "(qemu ", "securityContext:"];
+
+/// Programs whose commands are found within the text as well.
+const PROGRAMS: &[&str] = &[
+    "cargo",
+    "curl",
+    "kill",
+    "make",
+    "man",
+    "mount",
+    "qemu-system-x86_64",
+    "socat",
+    "systemctl",
+    "unshare",
+    "usermod",
+];
+
+/// How commands begin that are run elsewhere: by which file, and what that has in it.
+/// A file that does not hold the command itself says why it stands for it.
+const RUN_BY: &[(&str, &str, &str)] = &[
+    (
+        "virtiofsd ",
+        "tests/documents.rs",
+        "commands(&text, \"virtiofsd\")",
+    ),
+    (
+        "qemu-system-x86_64 ... -object",
+        "tests/documents.rs",
+        "commands(by_hand, \"qemu-",
+    ),
+    (
+        "curl ",
+        "tests/documents.rs",
+        "commands(&observing, \"curl\")",
+    ),
+    (
+        "socat ",
+        "tests/documents.rs",
+        "commands(&observing, \"socat\")",
+    ),
+    (
+        "kill ",
+        "tests/documents.rs",
+        "commands(&observing, \"kill\")",
+    ),
+    ("cargo test ", "tests/run", "step cargo test --locked"),
+    // As it goes by a socket of the test's.
+    (
+        "qemu-system-x86_64 ... -incoming",
+        "tests/guest_migration.rs",
+        "-incoming",
+    ),
+    (
+        "mount -t virtiofs ",
+        "tests/vm/guest/initramfs-init",
+        "mount -t virtiofs ",
+    ),
+    (
+        "mkdir -p /etc/virtiofsd",
+        "tests/systemd.rs",
+        "### As a service",
+    ),
+    ("echo SHARED_DIR=", "tests/systemd.rs", "### As a service"),
+    (
+        "systemctl enable --now ",
+        "tests/systemd.rs",
+        "### As a service",
+    ),
+    (
+        "usermod --add-subuids ",
+        "tests/documents.rs",
+        "commands(&text, \"usermod\")",
+    ),
+    ("unshare -r", "tests/unprivileged.rs", "unshare -r"),
+    ("tests/run", ".ci/run", "tests/run"),
+    ("make install", "tests/install.rs", "\"install\""),
+    ("make uninstall", "tests/install.rs", "\"uninstall\""),
+    ("make deb", "tests/package.rs", "\"deb\""),
+    (
+        "make binary; tests/package/reproducible",
+        "tests/run",
+        "step tests/package/reproducible",
+    ),
+    ("tests/vm/posix", "tests/run", "step tests/vm/posix --short"),
+    ("tests/as-user", "tests/run", "step tests/as-user"),
+    ("tests/prepare", "tests/run", "step tests/prepare"),
+    ("tests/vm/prepare", "tests/prepare", "tests/vm/prepare"),
+    (
+        "tests/vm/references",
+        "tests/prepare",
+        "tests/vm/references",
+    ),
+    (
+        "tests/vm/newer-qemu",
+        "tests/prepare",
+        "tests/vm/newer-qemu",
+    ),
+    ("tests/vm/run", "tests/guest.rs", "tool(\"run\")"),
+    ("tests/libvirt/run", "tests/libvirt.rs", "tests/libvirt/run"),
+    ("cargo deny ", "tests/run", "licenses bans sources"),
+    // With the version that is known to work.
+    ("cargo install cargo-deb", "tests/prepare", "cargo install"),
+    // By `make binary`, with --locked.
+    (
+        "cargo build --release",
+        "Makefile",
+        "build --release --locked",
+    ),
+    // The same two goals.
+    ("make", "tests/install.rs", "make"),
+    // Takes what is to be known of the options from `command()`, as the manual page does.
+    (
+        "man virtiofsd",
+        "tests/documents.rs",
+        "generate::manual_page()",
+    ),
+];
+
+/// Commands that no test runs, and why.
+const NOT_RUN: &[(&str, &str)] = &[
+    ("systemctl edit ", "opens an editor"),
+    (
+        "tests/vm/shell",
+        "the first look, over tests/vm/run, which is run",
+    ),
+    ("cargo bench ", "measures, for minutes; clippy builds it"),
+    ("cargo install cargo-fuzz", "a tool for fuzzing"),
+    (
+        "cargo fuzz ",
+        "takes as long as one likes; tests/fuzz_corpus.rs runs the targets",
+    ),
+];
+
+/// A shell's command, which must succeed; gives what it printed.
+#[track_caller]
+fn output_of(command: &str) -> String {
+    let output = Command::new("bash").args(["-euc", command]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{command}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_commands_to_observe_the_daemon_work() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("share")).unwrap();
+    let observing = read("doc/observing.md").replace("fork\n", "fork ");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let here = |command: &str| {
+        command
+            .replace("/run/", &format!("{}/", folder.path().display()))
+            .replace("/srv/", &format!("{}/", folder.path().display()))
+            .replace("9100", &address.port().to_string())
+    };
+    let daemon = here(&commands(&observing, "virtiofsd")[0]);
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_virtiofsd"))
+        .args(daemon.split_whitespace().skip(1))
+        .args(["--sandbox=none", "--log-level=info"])
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(daemon.stderr.take().unwrap()).lines();
+    let mut wait_for = |text: &str| {
+        let found = log
+            .by_ref()
+            .map(Result::unwrap)
+            .find(|line| line.contains(text));
+        assert!(found.is_some(), "the daemon ended before {text:?}");
+    };
+    wait_for("Waiting for vhost-user");
+
+    let metrics = output_of(&here(&commands(&observing, "curl")[0]));
+    assert!(metrics.contains("virtiofsd_info{"), "{metrics}");
+
+    let proxy = here(&commands(&observing, "socat")[0]);
+    let mut proxy = Command::new("socat")
+        .args(proxy.split_whitespace().skip(1))
+        .spawn()
+        .expect("tests/prepare installs socat");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < deadline, "socat does not listen");
+        std::thread::yield_now();
+    }
+    let by_proxy = output_of(&format!("curl --silent --fail http://{address}/metrics"));
+    assert!(by_proxy.contains("virtiofsd_info{"), "{by_proxy}");
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+
+    // A daemon that nobody has connected to has a guest of no inodes.
+    output_of(&here(&commands(&observing, "kill")[0]));
+    wait_for("inodes: ");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+/// What is said to do about missing sub-ids gives the user some.
+#[test]
+fn the_command_for_more_ids_works() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skips itself: only root changes users");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let etc = folder.path().join("etc");
+    fs::create_dir(&etc).unwrap();
+    for (name, line) in [
+        ("passwd", "USER:x:1000:1000::/:/bin/sh\n"),
+        ("group", "USER:x:1000:\n"),
+        ("subuid", ""),
+        ("subgid", ""),
+    ] {
+        fs::write(etc.join(name), line).unwrap();
+    }
+    let text = read("doc/troubleshooting.md");
+    let command = commands(&text, "usermod").remove(0);
+    let prefix = format!("usermod --prefix {} ", folder.path().display());
+    output_of(&command.replace("usermod ", &prefix));
+    for name in ["subuid", "subgid"] {
+        let given = fs::read_to_string(etc.join(name)).unwrap();
+        assert_eq!(given, "USER:100000:65536\n", "{name}");
+    }
+}
+
+/// Every line of an indented block that is a command, and what within the text looks
+/// like one; continued lines joined, without prompts.
+fn all_commands(text: &str) -> Vec<String> {
+    let joined = text.replace("\\\n", " ");
+    let mut found = Vec::new();
+    let mut was_empty = true;
+    let mut is_listing = false;
+    for line in joined.lines() {
+        if let Some(line) = line.strip_prefix("    ") {
+            // A listing is one from its first line to its last.
+            if was_empty {
+                is_listing = NO_COMMANDS.iter().any(|start| line.starts_with(start));
+            }
+            if !is_listing && !line.starts_with([' ', '(']) {
+                found.push(line.to_owned());
+            }
+        }
+        was_empty = line.trim().is_empty();
+    }
+    for text in joined.replace('\n', " ").split('`').skip(1).step_by(2) {
+        let program = text.split([' ', ';']).next().unwrap_or_default();
+        let is_script = program.starts_with("tests/") && is_executable(program);
+        if is_script || (PROGRAMS.contains(&program) && text.contains(' ')) {
+            found.push(text.to_owned());
+        }
+    }
+    found
+        .iter()
+        .map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let prompt = usize::from(words[0].ends_with(['$', '#']));
+            words[prompt..].join(" ")
+        })
+        .collect()
+}
+
+fn is_executable(path: &str) -> bool {
+    let found = fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+    found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o100 != 0)
+}
+
+/// A command that is new in a document gets a test, or a reason.
+#[test]
+fn every_command_of_the_documents_is_run() {
+    let mut used = BTreeSet::new();
+    let mut count = 0;
+    for (document, text) in documents() {
+        for command in all_commands(&text) {
+            count += 1;
+            for name in command.split("--test ").skip(1) {
+                let name = name.split_whitespace().next().unwrap();
+                assert!(
+                    Path::new(env!("CARGO_MANIFEST_DIR"))
+                        .join(format!("tests/{name}.rs"))
+                        .exists(),
+                    "{document}: {command}"
+                );
+            }
+            let begins = |start: &str| {
+                command.strip_prefix(start).is_some_and(|rest| {
+                    start.ends_with(' ') || !rest.starts_with(|c: char| c.is_alphanumeric())
+                })
+            };
+            if let Some((start, ..)) = NOT_RUN.iter().find(|(start, _)| begins(start)) {
+                used.insert(*start);
+                continue;
+            }
+            let runs = RUN_BY.iter().find(|(start, ..)| begins(start));
+            let Some((start, file, has)) = runs else {
+                panic!("{document}: who runs this? {command}");
+            };
+            used.insert(start);
+            assert!(read(file).contains(has), "{file} does not run {command}");
+        }
+    }
+    let known = RUN_BY.iter().map(|(start, ..)| start);
+    for start in known.chain(NOT_RUN.iter().map(|(start, _)| start)) {
+        assert!(used.contains(start), "no document has a command {start:?}");
+    }
+    assert!(count > 60, "{count}");
 }

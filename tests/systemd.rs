@@ -108,12 +108,28 @@ fn the_units_start_a_hardened_daemon_for_each_front_end() {
         let made = fs::symlink_metadata(path("share").join(name)).unwrap();
         assert_eq!((made.uid(), made.gid()), (1234, 2345));
     }
+    // Another share, by the commands of the README.
+    let readme = include_str!("../README.md");
+    let (_, service) = readme.split_once("### As a service").unwrap();
+    let commands: Vec<_> = service
+        .lines()
+        .skip_while(|line| !line.starts_with("    "))
+        .take_while(|line| line.starts_with("    "))
+        .map(|line| line.trim().replace("data.", "more."))
+        .collect();
+    assert!(commands[2].starts_with("systemctl enable --now virtiofsd@more"));
     let ask = "until [[ $(systemctl is-active virtiofsd@data.service) == inactive ]]; do :; done
         systemctl show -p Result -p ExecMainStatus -p NRestarts virtiofsd@data.service
-        systemctl is-active virtiofsd@data.socket";
-    fs::write(path("to"), ask).unwrap();
+        systemctl is-active virtiofsd@data.socket\n";
+    let more = "\nsystemctl is-active virtiofsd@more.socket | sed s/^/more:/";
+    fs::write(path("to"), ask.to_owned() + &commands.join("\n") + more).unwrap();
     let said = fs::read_to_string(path("from")).unwrap();
-    for line in ["Result=success", "ExecMainStatus=0", "active"] {
+    for line in [
+        "Result=success",
+        "ExecMainStatus=0",
+        "active",
+        "more:active",
+    ] {
         assert!(said.lines().any(|found| found == line), "{line}: {said}");
     }
 }

@@ -426,6 +426,92 @@ fn ids_that_are_not_the_users_are_refused_with_the_reason() {
 }
 
 #[test]
+fn where_the_user_has_no_ids_of_others_that_is_named() {
+    if !is_root("where_the_user_has_no_ids_of_others_that_is_named") {
+        return;
+    }
+    for are_there in [true, false] {
+        let place = Place::new();
+        let command = place.with_more_ids("", &["--uid-map=:0:100000:2:"]);
+        for file in ["etc/subuid", "etc/subgid"] {
+            if are_there {
+                fs::write(place.path(file), "").unwrap();
+            } else {
+                fs::remove_file(place.path(file)).unwrap();
+            }
+        }
+        let line = place.refusal(command);
+        for part in [
+            "newuidmap ended with",
+            "takes what /etc/subuid allows this user",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_hard_limit_that_is_too_low_is_named() {
+    let place = Place::new();
+    let mut command = place.user_command("sh");
+    let script = "ulimit -n 500 && exec ./virtiofsd \"$@\"";
+    command
+        .args(["-c", script, "sh"])
+        .args(place.arguments(&[]));
+    let line = place.refusal(command);
+    for part in [
+        "Maximum number of file descriptors too small: Limit is 500",
+        "raise --rlimit-nofile, or the hard limit of whoever starts the daemon",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+#[test]
+fn a_folder_for_the_socket_that_is_closed_is_named() {
+    let place = Place::new();
+    let closed = fs::Permissions::from_mode(0o555);
+    fs::set_permissions(place.path("run"), closed).unwrap();
+    let line = place.refusal(place.command(&[]));
+    for part in [
+        "run/socket",
+        "Permission denied",
+        "the daemon's user may not write there; give it the folder",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+/// Root's socket is closed to the user, until the user's group may connect.
+#[test]
+fn a_front_end_of_another_user_needs_the_group() {
+    if !is_root("a_front_end_of_another_user_needs_the_group") {
+        return;
+    }
+    let group = nix::unistd::Group::from_gid(user().1.into());
+    let group = format!("--socket-group={}", group.unwrap().unwrap().name);
+    for (options, expected) in [(&[][..], "Permission denied"), (&[group.as_str()], "")] {
+        let place = Place::new();
+        let mut command = place.command(options);
+        command.uid(0).gid(0);
+        let mut daemon = Place::wait_for(command);
+        let connect = place
+            .user_command("socat")
+            .args(["-u", "/dev/null"])
+            .arg("UNIX-CONNECT:run/socket")
+            .output();
+        let connect = connect.expect("tests/prepare installs socat");
+        let said = String::from_utf8_lossy(&connect.stderr);
+        assert_eq!(connect.status.success(), expected.is_empty(), "{said}");
+        assert!(said.contains(expected), "{said}");
+        if expected.is_empty() {
+            assert!(daemon.wait().success());
+            place.assert_clean();
+        }
+    }
+}
+
+#[test]
 fn a_missing_newuidmap_is_named() {
     let place = Place::new();
     let mut command = place.command(&["--uid-map=:0:100000:2:"]);

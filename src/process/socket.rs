@@ -211,6 +211,14 @@ impl SocketPlace {
                         std::io::Error::from(Errno::AGAIN)
                     ));
                 }
+                Err(Errno::ACCESS) => {
+                    return Err(anyhow!(
+                        "{}: {}: the daemon's user may not write there; give it the folder, \
+                         or choose another",
+                        failed(),
+                        std::io::Error::from(Errno::ACCESS)
+                    ));
+                }
                 Err(error) => return Err(std::io::Error::from(error)).with_context(failed),
             }
         };
