@@ -214,7 +214,12 @@ fn the_host_changes_things(session: &mut Session) {
     client.forget(node, 1);
     client.unlink(ROOT, "c").unwrap();
     client.unlink(ROOT, "d").unwrap();
-    assert_eq!(session.daemon.open_fds(), fds, "all is forgotten");
+    // One that was still being closed may be among those at first.
+    let open = session.daemon.open_fds();
+    assert!(
+        open <= fds,
+        "all is forgotten: {open} descriptors, {fds} at first"
+    );
 }
 
 /// Files in folders in folders, all of them held, and then used in all ways.
