@@ -480,6 +480,13 @@ fn a_folder_for_the_socket_that_is_closed_is_named() {
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    let check = place.command(&["--check"]).output().unwrap();
+    assert_eq!(check.status.code(), Some(1), "{check:?}");
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(
+        said.contains("may not write to the folder of run/socket"),
+        "{said}"
+    );
 }
 
 /// Root's socket is closed to the user, until the user's group may connect.

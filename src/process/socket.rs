@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, chownat, flock, fstat, ftruncate,
-    openat, statat, unlinkat,
+    Access, AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, accessat, chownat, flock,
+    fstat, ftruncate, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -145,8 +145,17 @@ impl SocketPlace {
     /// starts at this very moment may take the question for another daemon.
     ///
     /// # Errors
-    /// When it is in use, or cannot be looked at.
+    /// When it is in use, cannot be looked at, or cannot be made.
     pub fn is_free(&self) -> anyhow::Result<()> {
+        let write = Access::WRITE_OK | Access::EXEC_OK;
+        if accessat(&self.folder, c".", write, AtFlags::EACCESS) == Err(Errno::ACCESS) {
+            bail!(
+                "the daemon's user may not write to the folder of {}; give it the folder, or \
+                 choose another {}",
+                self.path.display(),
+                self.option
+            );
+        }
         let mut name = self.name.clone();
         name.push(".pid");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
