@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, bail};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -21,6 +21,13 @@ use crate::sys::locks::lock;
 
 /// The most bytes of a state: some ten million inodes.
 const MAX_STATE_BYTES: usize = 1 << 30;
+
+/// How long the other end of the pipe may still be open when the front end asks for
+/// the result: a program that it is just starting may have a copy.
+const GRACE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
 
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -138,27 +145,36 @@ impl Stop {
         let _ = rustix::io::write(&self.asked, &1u64.to_ne_bytes());
     }
 
-    /// Waits until the pipe can be read from or written to.
+    /// Waits until the pipe can be read from or written to: not for long once the
+    /// front end asks for the result.
     fn wait(&self, pipe: &File, until: PollFlags) -> anyhow::Result<()> {
-        loop {
-            let mut fds = [
-                PollFd::new(pipe, until),
-                PollFd::new(&self.asked, PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno).context("cannot wait for the front end"),
-            }
-            let [pipe, asked] = fds.map(|fd| fd.revents());
-            if !pipe.is_empty() {
-                return Ok(());
-            }
-            if !asked.is_empty() {
-                if self.cancelled.load(Ordering::Relaxed) {
-                    bail!("it was cancelled");
-                }
-                bail!("the front end asks for the result, but the transfer has not ended");
-            }
+        let mut fds = [
+            PollFd::new(pipe, until),
+            PollFd::new(&self.asked, PollFlags::IN),
+        ];
+        poll_again(&mut fds, None)?;
+        let [ready, _] = fds.map(|fd| fd.revents());
+        if !ready.is_empty() {
+            return Ok(());
+        }
+        if self.cancelled.load(Ordering::Relaxed) {
+            bail!("it was cancelled");
+        }
+        let mut fds = [PollFd::new(pipe, until)];
+        if poll_again(&mut fds, Some(&GRACE))? {
+            return Ok(());
+        }
+        bail!("the front end asks for the result, but the transfer has not ended")
+    }
+}
+
+/// Waits for one of these; `false` when the time is over.
+fn poll_again(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> anyhow::Result<bool> {
+    loop {
+        match poll(fds, timeout) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).context("cannot wait for the front end"),
         }
     }
 }
@@ -263,6 +279,25 @@ mod tests {
         let (reader, _writer) = pipe();
         transfer.load(reader, |_, _| Ok(())).unwrap();
         assert!(transfer.check().is_err());
+    }
+
+    #[test]
+    fn an_end_that_is_closed_a_little_late_is_waited_for() {
+        let transfer = StateTransfer::default();
+        let (reader, writer) = pipe();
+        let (sender, receiver) = channel();
+        transfer
+            .load(reader, move |bytes, _| Ok(sender.send(bytes.len())?))
+            .unwrap();
+        let late = writer.try_clone().unwrap();
+        drop(writer);
+        thread::scope(|scope| {
+            let checked = scope.spawn(|| transfer.check());
+            // It asks meanwhile, or is about to.
+            drop(late);
+            checked.join().unwrap().unwrap();
+        });
+        assert_eq!(receiver.recv().unwrap(), 0);
     }
 
     #[test]
