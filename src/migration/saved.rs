@@ -202,7 +202,12 @@ fn check_inode<'a>(
             parent: NodeId(*parent),
             name: single_name(filename)?,
         },
-        Location::FullPath { filename } => Place::Below(below(filename)?),
+        Location::FullPath { filename } => {
+            let path = below(filename)?;
+            // The guest knows that one by its own number.
+            ensure!(!path.is_empty(), "it is the shared directory once more");
+            Place::Below(path)
+        }
         Location::FileHandle { handle } => {
             ensure!(
                 mount_paths.contains_key(&handle.mnt_id),
@@ -402,11 +407,14 @@ mod tests {
             ..inode(2, 1, Location::Invalid)
         });
         refused(&state, "256 bytes");
-        for full in ["/etc", "../a", "a/../../b", "", "a/b\0"] {
+        for full in ["/etc", "../a", "a/../../b", "", ".", "./.", "a/b\0"] {
             let location = Location::FullPath {
                 filename: full.into(),
             };
-            assert!(Saved::check(&with(vec![inode(2, 1, location)])).is_err());
+            assert!(
+                Saved::check(&with(vec![inode(2, 1, location)])).is_err(),
+                "{full}"
+            );
         }
     }
 

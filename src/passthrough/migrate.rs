@@ -150,6 +150,10 @@ impl Passthrough {
         fd: OwnedFd,
         place: Option<(NodeId, &CStr)>,
     ) -> Result<()> {
+        // The root has a number of its own, and no other.
+        if identify(&fd)?.key == self.inode(NodeId::ROOT)?.key() {
+            return Err(Errno::EXIST);
+        }
         self.hold_saved(id, lookups, fd, place)
     }
 
