@@ -1058,7 +1058,7 @@ fn what_cannot_be_labelled_is_not_made() {
             let refused = make(&mut session.client, &request);
             assert_eq!(refused.unwrap_err(), errno, "{kind:?} with {name}");
             assert_eq!(names_in(&session.path("")), [""; 0], "{kind:?} with {name}");
-            assert_eq!(session.daemon.open_fds(), fds, "{kind:?} with {name}");
+            session.daemon.expect_open_fds(fds);
         }
     }
     // The next request is not in anyone else's name.
@@ -1115,7 +1115,7 @@ fn labelled_things_leave_no_descriptor() {
     }
     // An answer comes after all that was asked before.
     session.client.getattr(ROOT).unwrap();
-    assert_eq!(session.daemon.open_fds(), fds);
+    session.daemon.expect_open_fds(fds);
     session.finish();
 }
 

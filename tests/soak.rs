@@ -393,7 +393,7 @@ fn a_million_requests_leave_nothing_behind() {
     let complaints = daemon.complaints();
     walk(&mut clients, &known, requests, 1 << 32);
     let grown = daemon.rss().saturating_sub(rss);
-    assert_eq!(daemon.open_fds(), open, "descriptors");
+    daemon.expect_open_fds(open);
     assert!(grown < 2 << 20, "{grown} bytes more in use");
     assert_eq!(daemon.complaints(), complaints);
     drop(clients);

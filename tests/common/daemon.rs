@@ -234,6 +234,21 @@ impl Daemon {
         kib * 1024
     }
 
+    /// Waits until no more than `most` descriptors are open: what a thread used for
+    /// a request it closes behind the answer.
+    #[track_caller]
+    pub fn expect_open_fds(&self, most: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let open = self.open_fds();
+            if open <= most {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{open} descriptors, not {most}");
+            thread::yield_now();
+        }
+    }
+
     /// Number of open descriptors; 0 where the kernel does not show them, as it
     /// does to root only.
     pub fn open_fds(&self) -> usize {
