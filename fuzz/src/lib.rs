@@ -45,21 +45,16 @@ thread_local! {
 
 /// A guest mounts a small tree, sends requests that are nearly right, and goes.
 pub fn server(bytes: &[u8]) {
-    WORLD.with_borrow_mut(|world| {
-        let mut input = Input::new(bytes);
-        world.mount();
-        for _ in 0..MOST_REQUESTS {
-            if input.is_empty() {
-                break;
-            }
-            world.request(&mut input);
-        }
-        world.unmount();
-    });
+    session(bytes, World::request);
 }
 
 /// As [`server`], but the guest also writes what it likes into its rings.
 pub fn ring(bytes: &[u8]) {
+    session(bytes, World::raw_chain);
+}
+
+/// A guest that mounts, sends by `send` until the input ends, and goes.
+fn session(bytes: &[u8], send: fn(&mut World, &mut Input<'_>)) {
     WORLD.with_borrow_mut(|world| {
         let mut input = Input::new(bytes);
         world.mount();
@@ -67,7 +62,7 @@ pub fn ring(bytes: &[u8]) {
             if input.is_empty() {
                 break;
             }
-            world.raw_chain(&mut input);
+            send(world, &mut input);
         }
         world.unmount();
     });
