@@ -1,0 +1,164 @@
+//! Where inodes were found last. A directory stays in the store for as long as
+//! something was found in it, so that there is a way to each inode.
+
+use std::ffi::{CStr, CString};
+use std::sync::atomic::Ordering;
+
+use rustix::fs::FileType;
+
+use super::super::inode::{Identity, Inode};
+use super::InodeStore;
+use super::slot::{Slot, flag};
+use crate::id::NodeId;
+use crate::sys::locks::{lock, read, write};
+
+impl InodeStore {
+    /// An inode, also one that is only on the way of others, and where it was
+    /// last found: in which directory and by which name.
+    pub fn whereabouts(&self, id: NodeId) -> Option<(Inode, Option<(NodeId, CString)>)> {
+        if id == NodeId::ROOT {
+            return Some((self.root.clone(), None));
+        }
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id)?;
+        let place = (slot.parent != 0 && !slot.has(flag::LOST))
+            .then(|| CString::new(shard.name(slot)).ok())
+            .flatten()
+            .map(|name| (NodeId(slot.parent), name));
+        Some((shard.inode(slot), place))
+    }
+
+    /// What an inode is and where it was last found, if it is held by a handle,
+    /// not a directory, and the only file that can ever be this.
+    pub fn settled_place(&self, id: NodeId) -> Option<(Identity, NodeId, CString)> {
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id)?;
+        let is_settled = slot.has(flag::SETTLED) && !slot.has(flag::LOST) && slot.parent != 0;
+        let identity = slot.identity();
+        if !is_settled || slot.path.is_some() || identity.kind == FileType::Directory {
+            return None;
+        }
+        let name = CString::new(shard.name(slot)).ok()?;
+        Some((identity, NodeId(slot.parent), name))
+    }
+
+    /// The inode is now found by this name in this directory.
+    pub fn set_place(&self, id: NodeId, parent: NodeId, name: &CStr) {
+        if id == NodeId::ROOT || id == parent || !self.add_child(parent) {
+            return;
+        }
+        // One at a time, so that no two directories are put into each other.
+        let placing = lock(&self.placing);
+        self.break_ring(id, parent);
+        let left = self.replace_place(id, parent, Some(name));
+        drop(placing);
+        self.remove_child(left.unwrap_or(parent));
+    }
+
+    /// Changes the place of an inode, for which its directory has been counted;
+    /// gives the directory that it was in, which is not needed for it any more.
+    fn replace_place(&self, id: NodeId, parent: NodeId, name: Option<&CStr>) -> Option<NodeId> {
+        let mut shard = write(self.shard_of(id));
+        let index = shard.find_id(&self.hasher, id)?;
+        let slot = shard.slots.get_mut(index as usize)?;
+        let old = NodeId(std::mem::replace(&mut slot.parent, parent.0));
+        let may_close = slot.path.is_some() && slot.has(flag::PINNED) && name.is_some();
+        slot.unset(flag::PINNED | flag::LOST);
+        let handle = shard.slot(index).and_then(|slot| shard.handle(slot));
+        let name = name.map_or(b"".as_slice(), CStr::to_bytes);
+        shard.set_bytes(index, handle.as_ref(), name);
+        if may_close {
+            shard.open.push_back(id.0);
+        }
+        Some(old)
+    }
+
+    /// Sees to it that a directory can be put into another one. Where that one
+    /// seems to lie within it, the host has moved something since it was looked
+    /// up: what seems to lie in the directory itself is nowhere then, until it is
+    /// looked up again. Otherwise the two would keep each other for ever.
+    fn break_ring(&self, id: NodeId, parent: NodeId) {
+        let mut at = parent;
+        while at.0 != 0 && at != NodeId::ROOT {
+            let above = {
+                let shard = read(self.shard_of(at));
+                let slot = shard.by_id(&self.hasher, at);
+                NodeId(slot.map_or(0, |slot| slot.parent))
+            };
+            if above == id {
+                if let Some(left) = self.replace_place(at, NodeId(0), None) {
+                    self.remove_child(left);
+                }
+                return;
+            }
+            at = above;
+        }
+    }
+
+    /// The inode was looked for in vain in this place, unless it has got another
+    /// one meanwhile.
+    pub fn set_lost(&self, id: NodeId, parent: NodeId, name: &CStr) {
+        let shard = read(self.shard_of(id));
+        if let Some(slot) = shard.by_id(&self.hasher, id)
+            && shard.has_place(slot, parent, name)
+        {
+            slot.set(flag::LOST);
+        }
+    }
+
+    pub(super) fn add_child(&self, parent: NodeId) -> bool {
+        if parent == NodeId::ROOT {
+            return true;
+        }
+        let shard = read(self.shard_of(parent));
+        let slot = shard.by_id(&self.hasher, parent);
+        slot.is_some_and(|slot| {
+            slot.children.fetch_add(1, Ordering::Relaxed);
+            true
+        })
+    }
+
+    pub(super) fn remove_child(&self, parent: NodeId) {
+        if let Some(slot) = self.take_unused_parent(parent) {
+            self.bury(slot);
+        }
+    }
+
+    /// Counts one child fewer; gives the slot if nothing needs it any more.
+    fn take_unused_parent(&self, parent: NodeId) -> Option<Slot> {
+        if parent.0 == 0 || parent == NodeId::ROOT {
+            return None;
+        }
+        {
+            let shard = read(self.shard_of(parent));
+            let slot = shard.by_id(&self.hasher, parent)?;
+            let left = slot.children.fetch_sub(1, Ordering::Relaxed) - 1;
+            if left > 0 || slot.is_held() {
+                return None;
+            }
+        }
+        let mut shard = write(self.shard_of(parent));
+        let index = shard.find_id(&self.hasher, parent)?;
+        if !shard.slot(index)?.is_unused() {
+            return None;
+        }
+        shard.remove(&self.hasher, index)
+    }
+
+    /// Lets go of what a slot held: its descriptor, its mount, and the
+    /// directories that were kept for its sake. No lock is held meanwhile.
+    pub(super) fn bury(&self, mut slot: Slot) {
+        loop {
+            let parent = NodeId(slot.parent);
+            self.leave_elsewhere(NodeId(slot.id));
+            if slot.path.take().is_some() {
+                self.give_room_back();
+            }
+            drop(slot);
+            match self.take_unused_parent(parent) {
+                Some(unused) => slot = unused,
+                None => return,
+            }
+        }
+    }
+}
