@@ -15,11 +15,13 @@
 //! unlock the same bytes at once may leave it behind the truth; nothing but those
 //! two answers depends on it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+mod record;
+mod waiting;
+
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -31,184 +33,17 @@ use super::handles::Handle;
 use crate::fs::{Failure, Locking, Patience, Result, Wait, Waiting};
 use crate::fuse::abi::FileLock;
 use crate::fuse::flags::init;
-use crate::fuse::op::{LockArgs, LockKind, LockOwner, LockRange};
+use crate::fuse::op::{LockArgs, LockKind, LockOwner};
 use crate::id::{HandleId, NodeId};
 use crate::sys::lock::{
     RecordLock, conflicting_record_lock, set_record_lock, wait_for_record_lock,
 };
-use crate::sys::locks::{lock, wait_for};
-use crate::sys::thread::Thread;
+use crate::sys::locks::lock;
+use record::{Held, Table, WHOLE_FILE, Wish, from_host, to_host};
+use waiting::Waiters;
 
 /// The most ranges that all owners may hold: each is memory of the host's kernel.
 const MAX_RANGES: usize = 1 << 16;
-
-/// INTERRUPTs of requests that do not wait yet that are remembered.
-const MAX_EARLY_INTERRUPTS: usize = 16;
-
-/// How long it is waited for an interrupted thread before it is interrupted again:
-/// the first signal may have come before its call.
-const INTERRUPT_AGAIN: Duration = Duration::from_millis(1);
-
-/// All bytes that there are and will be.
-const WHOLE_FILE: LockRange = LockRange {
-    start: 0,
-    end: i64::MAX as u64,
-};
-
-impl LockRange {
-    fn overlaps(self, other: Self) -> bool {
-        self.start <= other.end && other.start <= self.end
-    }
-}
-
-fn conflict(one: LockKind, other: LockKind) -> bool {
-    one == LockKind::Exclusive || other == LockKind::Exclusive
-}
-
-/// A lock as the host takes it; no kind unlocks.
-fn to_host(range: LockRange, kind: Option<LockKind>) -> RecordLock {
-    let len = match range.end {
-        end if end >= WHOLE_FILE.end => 0,
-        end => end.saturating_sub(range.start).saturating_add(1),
-    };
-    let kind = match kind {
-        Some(LockKind::Shared) => libc::F_RDLCK,
-        Some(LockKind::Exclusive) => libc::F_WRLCK,
-        None => libc::F_UNLCK,
-    };
-    RecordLock {
-        kind: kind as i16,
-        start: range.start.cast_signed(),
-        len: len.cast_signed(),
-    }
-}
-
-/// A lock as the host tells it.
-fn from_host(found: RecordLock) -> (LockRange, LockKind) {
-    let start = found.start.cast_unsigned();
-    let end = match found.len {
-        0 => WHOLE_FILE.end,
-        len => start.saturating_add(len.cast_unsigned()).saturating_sub(1),
-    };
-    let kind = if i32::from(found.kind) == libc::F_RDLCK {
-        LockKind::Shared
-    } else {
-        LockKind::Exclusive
-    };
-    (LockRange { start, end }, kind)
-}
-
-/// What one owner has locked of one file.
-#[derive(Debug)]
-struct Held {
-    file: Arc<GuestFd>,
-    is_writable: bool,
-    /// The process that locked last, as the guest numbers it.
-    pid: u32,
-    /// The handles that it locked by.
-    handles: HashSet<HandleId>,
-    /// Ranges that do not overlap.
-    ranges: Vec<(LockRange, LockKind)>,
-}
-
-impl Held {
-    /// Records that a range was locked, or unlocked.
-    fn record(&mut self, range: LockRange, kind: Option<LockKind>) {
-        let mut ranges = Vec::with_capacity(self.ranges.len() + 2);
-        for &(old, old_kind) in &self.ranges {
-            if !old.overlaps(range) {
-                ranges.push((old, old_kind));
-                continue;
-            }
-            if old.start < range.start {
-                let end = range.start - 1;
-                ranges.push((LockRange { end, ..old }, old_kind));
-            }
-            if old.end > range.end {
-                let start = range.end + 1;
-                ranges.push((LockRange { start, ..old }, old_kind));
-            }
-        }
-        if let Some(kind) = kind {
-            let mut range = range;
-            // One range where the host has one: neighbours of the same kind join.
-            ranges.retain(|&(old, old_kind)| {
-                let meets = old.end.checked_add(1) == Some(range.start)
-                    || range.end.checked_add(1) == Some(old.start);
-                if meets && old_kind == kind {
-                    range.start = range.start.min(old.start);
-                    range.end = range.end.max(old.end);
-                }
-                !(meets && old_kind == kind)
-            });
-            ranges.push((range, kind));
-        }
-        self.ranges = ranges;
-    }
-
-    fn conflicts(&self, range: LockRange, kind: LockKind) -> bool {
-        let mut ranges = self.ranges.iter();
-        ranges.any(|(held, held_kind)| held.overlaps(range) && conflict(*held_kind, kind))
-    }
-}
-
-/// Record locks by file and owner.
-#[derive(Debug, Default)]
-struct Table {
-    held: BTreeMap<(NodeId, LockOwner), Held>,
-    /// Ranges of all of them.
-    ranges: usize,
-}
-
-impl Table {
-    /// All that is locked of a file.
-    fn of_node(&self, node: NodeId) -> impl Iterator<Item = (LockOwner, &Held)> {
-        let all = (node, LockOwner(0))..=(node, LockOwner(u64::MAX));
-        let of_node = self.held.range(all);
-        of_node.map(|((_, owner), held)| (*owner, held))
-    }
-
-    /// The owners in the way of a lock.
-    fn holders(&self, wish: &Wish) -> impl Iterator<Item = LockOwner> {
-        self.of_node(wish.node)
-            .filter(|(owner, held)| *owner != wish.owner && held.conflicts(wish.range, wish.kind))
-            .map(|(owner, _)| owner)
-    }
-
-    /// Takes out what an owner has of a file.
-    fn remove(&mut self, node: NodeId, owner: LockOwner) -> Option<Held> {
-        let held = self.held.remove(&(node, owner))?;
-        self.ranges -= held.ranges.len();
-        Some(held)
-    }
-}
-
-/// A record lock that somebody waits for.
-#[derive(Clone, Copy, Debug)]
-struct Wish {
-    node: NodeId,
-    owner: LockOwner,
-    range: LockRange,
-    kind: LockKind,
-}
-
-/// A request that waits for a lock.
-#[derive(Debug)]
-struct Waiter {
-    request: u64,
-    thread: Thread,
-    /// A record lock; nothing is known of who holds locks of `flock(2)`.
-    wish: Option<Wish>,
-    /// What it is to say when it is interrupted.
-    interrupted: Option<Errno>,
-}
-
-#[derive(Debug, Default)]
-struct Waiters {
-    now: Vec<Waiter>,
-    /// Requests that were interrupted before they waited.
-    early: VecDeque<u64>,
-}
 
 /// All locks of a session.
 ///
@@ -331,128 +166,6 @@ impl Locks {
             end: range.end,
             kind: found.kind as u32,
             pid,
-        }
-    }
-
-    /// Waits by `call`, which is made again when it is interrupted by nobody of
-    /// ours.
-    ///
-    /// # Errors
-    /// `EDEADLK` where owners would wait for each other in a circle; `EINTR` and
-    /// `EAGAIN` when the request is interrupted; those of the call.
-    fn wait(&self, request: u64, wish: Option<Wish>, call: impl Fn() -> Result<()>) -> Result<()> {
-        self.begin(request, wish)?;
-        let result = loop {
-            if let Some(errno) = self.interrupted(request) {
-                break Err(errno);
-            }
-            match call() {
-                Err(Errno::INTR) => {}
-                result => break result,
-            }
-        };
-        self.finish(request);
-        result
-    }
-
-    /// Enters a request into those that wait.
-    fn begin(&self, request: u64, wish: Option<Wish>) -> Result<()> {
-        let mut waiters = lock(&self.waiters);
-        if let Some(at) = waiters.early.iter().position(|early| *early == request) {
-            waiters.early.remove(at);
-            return Err(Errno::INTR);
-        }
-        if wish.is_some_and(|wish| self.closes_a_circle(&waiters.now, &wish)) {
-            return Err(Errno::DEADLK);
-        }
-        waiters.now.push(Waiter {
-            request,
-            thread: Thread::current(),
-            wish,
-            interrupted: None,
-        });
-        Ok(())
-    }
-
-    /// Whether somebody in the way waits, maybe by way of others, for the one who
-    /// is about to wait.
-    fn closes_a_circle(&self, waiters: &[Waiter], wish: &Wish) -> bool {
-        let table = lock(&self.table);
-        let mut seen = HashSet::new();
-        let mut next: Vec<LockOwner> = table.holders(wish).collect();
-        while let Some(owner) = next.pop() {
-            if owner == wish.owner {
-                return true;
-            }
-            if seen.insert(owner) {
-                let wishes = waiters.iter().filter_map(|waiter| waiter.wish.as_ref());
-                let of_owner = wishes.filter(|wish| wish.owner == owner);
-                next.extend(of_owner.flat_map(|wish| table.holders(wish)));
-            }
-        }
-        false
-    }
-
-    /// What a request that waits is to say instead.
-    fn interrupted(&self, request: u64) -> Option<Errno> {
-        let waiters = lock(&self.waiters);
-        let mine = Thread::current();
-        let waiter = waiters
-            .now
-            .iter()
-            .find(|waiter| waiter.request == request && waiter.thread == mine);
-        waiter.and_then(|waiter| waiter.interrupted)
-    }
-
-    /// Takes a request out of those that wait.
-    fn finish(&self, request: u64) {
-        let mine = Thread::current();
-        let mut waiters = lock(&self.waiters);
-        waiters
-            .now
-            .retain(|waiter| waiter.request != request || waiter.thread != mine);
-        drop(waiters);
-        self.one_less_waits.notify_all();
-    }
-
-    /// Has a request give up waiting.
-    pub fn interrupt(&self, request: u64) {
-        let mut waiters = lock(&self.waiters);
-        if !waiters.now.iter().any(|waiter| waiter.request == request) {
-            if waiters.early.len() == MAX_EARLY_INTERRUPTS {
-                waiters.early.pop_front();
-            }
-            waiters.early.push_back(request);
-            return;
-        }
-        drop(waiters);
-        self.interrupt_those(Errno::INTR, |waiter| waiter.request == request);
-    }
-
-    /// Has all give up waiting that wait now.
-    pub fn interrupt_all(&self) {
-        self.interrupt_those(Errno::AGAIN, |_| true);
-    }
-
-    /// Interrupts the chosen until they have heard it.
-    fn interrupt_those(&self, errno: Errno, chosen: impl Fn(&Waiter) -> bool) {
-        let mut waiters = lock(&self.waiters);
-        for waiter in waiters.now.iter_mut().filter(|waiter| chosen(waiter)) {
-            waiter.interrupted.get_or_insert(errno);
-        }
-        loop {
-            // Under the lock: who is listed has not gone on to other work.
-            let mut left = false;
-            for waiter in waiters.now.iter().filter(|waiter| chosen(waiter)) {
-                if waiter.interrupted.is_some() {
-                    waiter.thread.interrupt();
-                    left = true;
-                }
-            }
-            if !left {
-                return;
-            }
-            waiters = wait_for(&self.one_less_waits, waiters, INTERRUPT_AGAIN).0;
         }
     }
 }
@@ -660,92 +373,5 @@ fn may_wait(locking: Locking, patience: Patience) -> Waiting<u64> {
         (Locking::Wait(request), Patience::Locks) => Ok(request),
         (Locking::Wait(_), Patience::StorageOnly) => Err(Errno::NOLCK.into()),
         (Locking::Wait(_), _) => Err(Failure::MustWait(Wait::ForLock)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::fd_budget::FdBudget;
-    use super::*;
-
-    fn range(start: u64, end: u64) -> LockRange {
-        LockRange { start, end }
-    }
-
-    fn held() -> Held {
-        let file = std::fs::File::open("/dev/null").unwrap();
-        Held {
-            file: Arc::new(
-                FdBudget::new(1)
-                    .reserve(|| false)
-                    .unwrap()
-                    .hold(file.into()),
-            ),
-            is_writable: false,
-            pid: 1,
-            handles: HashSet::new(),
-            ranges: Vec::new(),
-        }
-    }
-
-    /// The kind of each of the first bytes, and of the last one.
-    fn bytes(held: &Held) -> Vec<Option<LockKind>> {
-        let at = |byte: u64| {
-            let mut found = held.ranges.iter();
-            let found = found.find(|(range, _)| (range.start..=range.end).contains(&byte));
-            found.map(|(_, kind)| *kind)
-        };
-        (0..32).chain([WHOLE_FILE.end]).map(at).collect()
-    }
-
-    #[test]
-    fn the_record_of_ranges_is_right_for_each_byte() {
-        let mut held = held();
-        let mut model = [None; 33];
-        let mut state: u64 = 1;
-        let mut random = |below: u64| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) % below
-        };
-        for _ in 0..5000 {
-            let start = random(32);
-            let end = match random(4) {
-                0 => WHOLE_FILE.end,
-                _ => start + random(32 - start),
-            };
-            let kinds = [None, Some(LockKind::Shared), Some(LockKind::Exclusive)];
-            let kind = kinds[random(3) as usize];
-            held.record(range(start, end), kind);
-            for (byte, place) in (0..32).chain([WHOLE_FILE.end]).zip(&mut model) {
-                if (start..=end).contains(&byte) {
-                    *place = kind;
-                }
-            }
-            assert_eq!(bytes(&held), model);
-            assert!(held.ranges.len() <= 33, "neighbours join");
-        }
-    }
-
-    #[test]
-    fn ranges_survive_the_way_to_the_host_and_back() {
-        for (start, end) in [(0, 0), (5, 9), (7, WHOLE_FILE.end), (0, WHOLE_FILE.end - 1)] {
-            let wanted = to_host(range(start, end), Some(LockKind::Exclusive));
-            assert_eq!(from_host(wanted), (range(start, end), LockKind::Exclusive));
-        }
-        assert_eq!(to_host(WHOLE_FILE, None).len, 0);
-    }
-
-    #[test]
-    fn there_is_an_end_to_what_is_remembered_of_interrupts() {
-        let locks = Locks::default();
-        for request in 0..100 {
-            locks.interrupt(request);
-        }
-        assert_eq!(lock(&locks.waiters).early.len(), MAX_EARLY_INTERRUPTS);
-        assert_eq!(locks.wait(99, None, || Ok(())), Err(Errno::INTR));
-        assert_eq!(locks.wait(99, None, || Ok(())), Ok(()));
-        assert_eq!(locks.wait(1, None, || Ok(())), Ok(()));
     }
 }
