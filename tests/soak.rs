@@ -1,7 +1,8 @@
 //! A guest that does everything, right and wrong, for a long time on several
 //! queues at once: nothing fails that should not, and nothing piles up.
 //!
-//! `VIRTIOFSD_SOAK_REQUESTS` sets how many requests that is.
+//! `VIRTIOFSD_SOAK_REQUESTS` sets how many requests that is, or
+//! `VIRTIOFSD_SOAK_SECONDS` for how long. `--nocapture` shows what was measured.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::Random;
 use common::frontend::Config;
@@ -339,9 +341,43 @@ impl Walker<'_> {
     }
 }
 
-/// Sends `requests` over all queues, and lets go of everything at the end.
-fn walk(clients: &mut [&mut Client], known: &Known, requests: u64, seed: u64) {
+/// When it has been enough.
+#[derive(Clone, Copy)]
+enum Until {
+    Sent(u64),
+    Passed(Duration),
+}
+
+impl Until {
+    fn from_environment() -> Self {
+        let number = |name| Some(std::env::var(name).ok()?.parse().unwrap());
+        match number("VIRTIOFSD_SOAK_SECONDS") {
+            Some(seconds) => Self::Passed(Duration::from_secs(seconds)),
+            None => Self::Sent(number("VIRTIOFSD_SOAK_REQUESTS").unwrap_or(REQUESTS)),
+        }
+    }
+
+    /// A tenth of it.
+    fn tenth(self) -> Self {
+        match self {
+            Self::Sent(requests) => Self::Sent(requests / 10),
+            Self::Passed(time) => Self::Passed(time / 10),
+        }
+    }
+
+    fn is_over(self, sent: u64, begun: Instant) -> bool {
+        match self {
+            Self::Sent(requests) => sent >= requests,
+            Self::Passed(time) => begun.elapsed() >= time,
+        }
+    }
+}
+
+/// Sends requests over all queues, and lets go of everything at the end; gives how
+/// many they were.
+fn walk(clients: &mut [&mut Client], known: &Known, until: Until, seed: u64) -> u64 {
     let done = AtomicU64::new(0);
+    let begun = Instant::now();
     thread::scope(|scope| {
         for (index, client) in clients.iter_mut().enumerate() {
             let done = &done;
@@ -353,7 +389,7 @@ fn walk(clients: &mut [&mut Client], known: &Known, requests: u64, seed: u64) {
                     lookups: HashMap::new(),
                     sent: 0,
                 };
-                while done.load(Ordering::Relaxed) < requests {
+                while !until.is_over(done.load(Ordering::Relaxed), begun) {
                     for _ in 0..4 {
                         walker.step();
                     }
@@ -372,12 +408,12 @@ fn walk(clients: &mut [&mut Client], known: &Known, requests: u64, seed: u64) {
         }
     }
     known.nodes.lock().unwrap().clear();
+    done.into_inner()
 }
 
 #[test]
 fn a_million_requests_leave_nothing_behind() {
-    let requests =
-        std::env::var("VIRTIOFSD_SOAK_REQUESTS").map_or(REQUESTS, |number| number.parse().unwrap());
+    let until = Until::from_environment();
     let args = ["--num-request-queues=4", "--xattr"];
     let mut session = Session::with_config(&args, &Config::default());
     let mut others: Vec<_> = (2..=QUEUES)
@@ -388,12 +424,22 @@ fn a_million_requests_leave_nothing_behind() {
     let mut clients: Vec<_> = others.iter_mut().collect();
     clients.push(client);
     // What is kept for later requests is there after these.
-    walk(&mut clients, &known, requests / 10, 1);
+    walk(&mut clients, &known, until.tenth(), 1);
     let (open, rss) = (daemon.open_fds(), daemon.rss());
     let complaints = daemon.complaints();
-    walk(&mut clients, &known, requests, 1 << 32);
-    let grown = daemon.rss().saturating_sub(rss);
+    let begun = Instant::now();
+    let sent = walk(&mut clients, &known, until, 1 << 32);
+    let time = begun.elapsed();
     daemon.expect_open_fds(open);
+    let rss_after = daemon.rss();
+    println!(
+        "{sent} requests in {time:.1?}; descriptors {open}, then {}; resident memory {} KiB, \
+         then {} KiB",
+        daemon.open_fds(),
+        rss / 1024,
+        rss_after / 1024
+    );
+    let grown = rss_after.saturating_sub(rss);
     assert!(grown < 2 << 20, "{grown} bytes more in use");
     assert_eq!(daemon.complaints(), complaints);
     drop(clients);
