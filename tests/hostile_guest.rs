@@ -14,7 +14,6 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::Random;
 use common::frontend::{
     Buffer, Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, F_INDIRECT, LOW_MEMORY,
     Queue, REQUEST, Vmm,
@@ -24,6 +23,9 @@ use common::fuse_client::{
 };
 use common::session::Session;
 use common::wire::{Encoder, IN_HEADER, OUT_HEADER, OutHeader, ROOT, init, op};
+use common::{PATIENCE, Random, wait_event};
+use vhost::VhostBackend;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A folder, a file with handle, a link: what requests are about.
 struct Things {
@@ -738,6 +740,13 @@ fn with_victim(args: &[&str], config: &Config) -> (Session, Client) {
     (session, victim)
 }
 
+/// The event by which the front end hears of a broken ring of queue 2.
+fn error_event(session: &Session) -> EventFd {
+    let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap();
+    session.vmm.vhost.set_vring_err(2, &event).unwrap();
+    event
+}
+
 /// The guest restarts its broken queue, and all is well.
 fn restart(session: &mut Session, victim: &Client) {
     session.vmm.stop_queue(&victim.queue);
@@ -753,9 +762,11 @@ fn a_broken_ring_stops_alone_and_is_logged_once() {
         for (what, corrupt) in RING {
             let (mut session, mut victim) = with_victim(args, &Config::default());
             let (input, output) = valid_pair(&mut session);
+            let error = error_event(&session);
             let before = session.daemon.complaints().len();
             corrupt(&mut victim.queue, input, output);
             victim.queue.kick();
+            assert!(wait_event(&error, PATIENCE), "{what}: no error event");
             let line = session.daemon.expect_complaint_after(before);
             assert!(!line.contains("panicked"), "{line}");
             for _ in 0..10 {
@@ -765,6 +776,7 @@ fn a_broken_ring_stops_alone_and_is_logged_once() {
             restart(&mut session, &victim);
             let complaints = session.finish().complaints().split_off(before);
             assert_eq!(complaints.len(), 1, "{what}: {complaints:#?}");
+            assert_eq!(error.read().unwrap(), 1, "{what}: error events");
         }
     }
 }
@@ -776,6 +788,7 @@ fn a_broken_chain_harms_nobody_else() {
             let (mut session, mut victim) = with_victim(args, &Config::default());
             let (input, output) = valid_pair(&mut session);
             let before = session.daemon.complaints().len();
+            let error = error_event(&session);
             let used = victim.queue.used_index();
             corrupt(&mut victim.queue, input, output);
             victim.queue.ask_for_call_after(0);
@@ -800,6 +813,8 @@ fn a_broken_chain_harms_nobody_else() {
             let complaints = session.finish().complaints().split_off(before);
             assert!(answered <= 1, "{what}: {answered} answers");
             assert!(complaints.len() <= 1, "{what}: {complaints:#?}");
+            let signalled = error.read().unwrap_or(0) as usize;
+            assert_eq!(signalled, complaints.len(), "{what}: error events");
         }
     }
 }
@@ -829,7 +844,6 @@ fn a_broken_ring_is_well_after_a_reset_of_the_device() {
     for queue in [&session.hiprio, &session.client.queue, &victim.queue] {
         session.vmm.stop_queue(queue);
     }
-    use vhost::VhostBackend;
     use vhost::vhost_user::VhostUserFrontend;
     session.vmm.vhost.reset_device().unwrap();
     session
@@ -842,6 +856,37 @@ fn a_broken_ring_is_well_after_a_reset_of_the_device() {
     session.client.init();
     second.getattr(ROOT).unwrap();
     session.finish();
+}
+
+/// A guest that resets its device each time gets a line for each queue that it breaks:
+/// as fast as it can, that would be thousands in a second.
+#[test]
+fn a_guest_that_breaks_its_queue_again_and_again_fills_no_log() {
+    const TIMES: usize = 500;
+    let (mut session, mut victim) = with_victim(&[], &Config::default());
+    let error = error_event(&session);
+    let begun = Instant::now();
+    for _ in 0..TIMES {
+        let size = victim.queue.size;
+        offer(&mut victim.queue, size);
+        victim.queue.kick();
+        assert!(wait_event(&error, PATIENCE));
+        error.read().unwrap();
+        session.vmm.stop_queue(&victim.queue);
+        victim = Client::new(session.vmm.start_queue(2));
+    }
+    victim.getattr(ROOT).unwrap();
+    drop(victim);
+    let allowed = 100 + 10 * (begun.elapsed().as_secs() as usize + 1);
+    let log = session.finish().log();
+    let lines = log.iter().filter(|line| line.contains("is stopped until"));
+    let left_out = log
+        .iter()
+        .filter_map(|line| line.split_once(" lines before this one are not in the log"))
+        .map(|(line, _)| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap());
+    let (lines, left_out) = (lines.count(), left_out.sum::<usize>());
+    assert!(lines <= allowed, "{lines} lines, {allowed} allowed");
+    assert_eq!(lines + left_out, TIMES, "each is in the log or counted");
 }
 
 #[test]

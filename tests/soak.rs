@@ -2,7 +2,9 @@
 //! queues at once: nothing fails that should not, and nothing piles up.
 //!
 //! `VIRTIOFSD_SOAK_REQUESTS` sets how many requests that is, or
-//! `VIRTIOFSD_SOAK_SECONDS` for how long. `--nocapture` shows what was measured.
+//! `VIRTIOFSD_SOAK_SECONDS` for how long; `VIRTIOFSD_SOAK_GROWTH_KIB` how much more
+//! memory may be in use at the end, which is a lot where valgrind or a sanitizer has
+//! its own. `--nocapture` shows what was measured.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -26,6 +28,7 @@ use common::wire::{Encoder, Entry, OUT_HEADER, ROOT, op};
 
 const REQUESTS: u64 = 1_000_000;
 const QUEUES: usize = 4;
+const GROWTH_KIB: u64 = 2048;
 
 /// Requests that a burst puts into the ring before it waits.
 const BURST: u64 = 32;
@@ -348,9 +351,13 @@ enum Until {
     Passed(Duration),
 }
 
+/// What the environment says, if it does.
+fn number(name: &str) -> Option<u64> {
+    Some(std::env::var(name).ok()?.parse().unwrap())
+}
+
 impl Until {
     fn from_environment() -> Self {
-        let number = |name| Some(std::env::var(name).ok()?.parse().unwrap());
         match number("VIRTIOFSD_SOAK_SECONDS") {
             Some(seconds) => Self::Passed(Duration::from_secs(seconds)),
             None => Self::Sent(number("VIRTIOFSD_SOAK_REQUESTS").unwrap_or(REQUESTS)),
@@ -440,7 +447,8 @@ fn a_million_requests_leave_nothing_behind() {
         rss_after / 1024
     );
     let grown = rss_after.saturating_sub(rss);
-    assert!(grown < 2 << 20, "{grown} bytes more in use");
+    let allowed = number("VIRTIOFSD_SOAK_GROWTH_KIB").unwrap_or(GROWTH_KIB);
+    assert!(grown < allowed << 10, "{grown} bytes more in use");
     assert_eq!(daemon.complaints(), complaints);
     drop(clients);
     assert!(others.iter().all(Client::is_idle));

@@ -164,9 +164,11 @@ impl Queue {
         }
     }
 
-    /// Stops serving the queue and says why, once.
-    fn give_up(&self, why: RingError) {
+    /// Stops serving the queue and says why, once, to the operator and to the front
+    /// end.
+    fn give_up(&self, vring: &Vring, why: RingError) {
         if !self.broken.swap(true, Ordering::AcqRel) {
+            vring.signal_error();
             log::error!(
                 "queue {} is stopped until the guest resets the device: {why}",
                 self.index
@@ -191,8 +193,12 @@ impl Queue {
             // end has just added may hold their buffers.
             let map = device.memory.memory();
             let memory = Memory::new(&map, &device.logging);
-            let served =
-                self.serve_batch(memory, &taken, &mut workspace, |ring, sides, scratch| {
+            let served = self.serve_batch(
+                memory,
+                vring,
+                &taken,
+                &mut workspace,
+                |ring, sides, scratch| {
                     let (head, request, reply) = sides;
                     match device.server.handle(scratch, request, reply, patience) {
                         Ok(len) => hand_back(vring, ring, Used { head, len }),
@@ -202,7 +208,8 @@ impl Queue {
                         }
                     }
                     Ok(())
-                });
+                },
+            );
             let left = workspace.heads.len() - served;
             if self.broken.load(Ordering::Acquire) {
                 return;
@@ -229,7 +236,7 @@ impl Queue {
         workspace.poll.woken();
         while let Some(taken) = self.take_or_poll(device, vring, &mut workspace) {
             if let Err(why) = self.count_elsewhere(workspace.heads.len(), taken.layout.size) {
-                return self.give_up(why);
+                return self.give_up(vring, why);
             }
             workspace.heads.iter().copied().for_each(&mut elsewhere);
         }
@@ -275,7 +282,7 @@ impl Queue {
         match outcome {
             Ok(None) => {}
             Ok(wait) => return wait,
-            Err(why) => self.give_up(why),
+            Err(why) => self.give_up(vring, why),
         }
         let mut elsewhere = lock(&self.elsewhere);
         *elsewhere -= 1;
@@ -378,7 +385,7 @@ impl Queue {
             }
             Err(why) => {
                 drop(state);
-                self.give_up(why);
+                self.give_up(vring, why);
                 None
             }
         }
@@ -389,6 +396,7 @@ impl Queue {
     fn serve_batch(
         &self,
         memory: Memory<'_>,
+        vring: &Vring,
         taken: &Taken,
         workspace: &mut Workspace,
         serve: impl Fn(&Ring<'_>, Chain<'_>, &mut Scratch) -> Result<(), RingError>,
@@ -412,7 +420,7 @@ impl Queue {
             Ok(())
         });
         if let Err(why) = outcome {
-            self.give_up(why);
+            self.give_up(vring, why);
         }
         served
     }
