@@ -2,10 +2,28 @@
 //!
 //! The lines that launchers wait for carry the target `virtiofsd`, so that
 //! they stay the same wherever in the code they are written.
+//!
+//! A guest or a front end that repeats what is worth a line cannot fill the log: all
+//! lines together are limited, those for launchers and those that are only for a
+//! developer's eyes (debug and trace) excepted.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use log::LevelFilter;
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use syslog::{BasicLogger, Facility, Formatter3164};
+
+use crate::sys::locks::lock;
+
+/// The target of lines that launchers wait for, and of the last one.
+pub const MILESTONE: &str = "virtiofsd";
+
+/// Lines that may come at once.
+const LINES_AT_ONCE: u32 = 100;
+
+/// In what time another line may come.
+const TIME_PER_LINE: Duration = Duration::from_millis(100);
 
 /// Sends the log to standard error or, with `to_syslog`, to the syslog of the
 /// machine; standard error takes over, with a warning, where there is none.
@@ -26,8 +44,12 @@ fn init_stderr(level: LevelFilter) {
     if let Ok(filters) = std::env::var(env_logger::DEFAULT_FILTER_ENV) {
         builder.parse_filters(&filters);
     }
+    let logger = builder.build();
+    let level = logger.filter();
     // Fails only where a logger is in place already, which then stays.
-    let _ = builder.try_init();
+    if log::set_boxed_logger(Box::new(Limited::new(logger))).is_ok() {
+        log::set_max_level(level);
+    }
 }
 
 fn init_syslog(level: LevelFilter) -> anyhow::Result<()> {
@@ -38,7 +60,199 @@ fn init_syslog(level: LevelFilter) -> anyhow::Result<()> {
         pid: std::process::id(),
     };
     let logger = syslog::unix(format).context("no syslog socket")?;
-    log::set_boxed_logger(Box::new(BasicLogger::new(logger))).map_err(|error| anyhow!(error))?;
+    let logger = Limited::new(BasicLogger::new(logger));
+    log::set_boxed_logger(Box::new(logger)).map_err(|error| anyhow!(error))?;
     log::set_max_level(level);
     Ok(())
+}
+
+/// A logger that is not given more lines than may be.
+struct Limited<L> {
+    to: L,
+    allowance: Mutex<Allowance>,
+}
+
+impl<L: Log> Limited<L> {
+    fn new(to: L) -> Self {
+        Self {
+            to,
+            allowance: Mutex::new(Allowance::new(Instant::now())),
+        }
+    }
+
+    fn log_at(&self, record: &Record<'_>, now: Instant) {
+        if record.level() > Level::Info || !self.enabled(record.metadata()) {
+            return self.to.log(record);
+        }
+        let left_out = {
+            let mut allowance = lock(&self.allowance);
+            if record.target() != MILESTONE && !allowance.take(now) {
+                return;
+            }
+            std::mem::take(&mut allowance.left_out)
+        };
+        if left_out > 0 {
+            self.to.log(
+                &Record::builder()
+                    .level(Level::Warn)
+                    .target(module_path!())
+                    .args(format_args!(
+                        "{left_out} lines before this one are not in the log: they came too fast"
+                    ))
+                    .build(),
+            );
+        }
+        self.to.log(record);
+    }
+}
+
+impl<L: Log> Log for Limited<L> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.to.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.log_at(record, Instant::now());
+    }
+
+    fn flush(&self) {
+        self.to.flush();
+    }
+}
+
+/// How many lines may come.
+struct Allowance {
+    /// Lines that may come now, as of `counted`.
+    lines: u32,
+    counted: Instant,
+    /// Lines that could not come since the last one that could.
+    left_out: u64,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self {
+            lines: LINES_AT_ONCE,
+            counted: now,
+            left_out: 0,
+        }
+    }
+
+    /// Takes one line, if one may come.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.counted);
+        let more = passed.as_nanos() / TIME_PER_LINE.as_nanos();
+        match u32::try_from(more) {
+            Ok(more) if more < LINES_AT_ONCE - self.lines => {
+                self.lines += more;
+                self.counted += TIME_PER_LINE * more;
+            }
+            _ => {
+                self.lines = LINES_AT_ONCE;
+                self.counted = now;
+            }
+        }
+        match self.lines.checked_sub(1) {
+            Some(left) => self.lines = left,
+            None => {
+                self.left_out += 1;
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keeps the lines that it is given.
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<String>>);
+
+    impl Log for Kept {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.level() < Level::Trace
+        }
+
+        fn log(&self, record: &Record<'_>) {
+            lock(&self.0).push(record.args().to_string());
+        }
+
+        fn flush(&self) {}
+    }
+
+    struct Test {
+        logger: Limited<Kept>,
+        now: Instant,
+    }
+
+    impl Test {
+        fn new() -> Self {
+            let logger = Limited::new(Kept::default());
+            let now = lock(&logger.allowance).counted;
+            Self { logger, now }
+        }
+
+        fn log(&self, level: Level, target: &str, times: usize) {
+            for _ in 0..times {
+                let record = Record::builder()
+                    .level(level)
+                    .target(target)
+                    .args(format_args!("line"))
+                    .build();
+                self.logger.log_at(&record, self.now);
+            }
+        }
+
+        /// Lines that came since the last call.
+        fn lines(&self) -> Vec<String> {
+            std::mem::take(&mut *lock(&self.logger.to.0))
+        }
+    }
+
+    #[test]
+    fn a_hundred_lines_may_come_at_once_and_ten_in_a_second() {
+        let mut test = Test::new();
+        test.log(Level::Info, "any", 1000);
+        assert_eq!(test.lines(), ["line"; 100]);
+        test.now += Duration::from_millis(99);
+        test.log(Level::Error, "any", 1);
+        assert!(test.lines().is_empty());
+        for _ in 0..3 {
+            test.now += Duration::from_secs(1);
+            test.log(Level::Warn, "any", 1000);
+            let lines = test.lines();
+            assert_eq!(lines.len(), 11, "{lines:?}");
+            assert_eq!(lines[1..], ["line"; 10]);
+        }
+        test.now += Duration::from_secs(3600);
+        test.log(Level::Warn, "any", 1000);
+        assert_eq!(test.lines().len(), 101);
+    }
+
+    #[test]
+    fn what_was_left_out_is_counted_with_the_next_line() {
+        let mut test = Test::new();
+        test.log(Level::Warn, "any", 107);
+        test.lines();
+        test.now += TIME_PER_LINE;
+        test.log(Level::Warn, "any", 1);
+        let notice = "7 lines before this one are not in the log: they came too fast";
+        assert_eq!(test.lines(), [notice, "line"]);
+    }
+
+    #[test]
+    fn milestones_and_what_a_developer_asked_for_are_not_limited() {
+        let test = Test::new();
+        test.log(Level::Warn, "any", 103);
+        test.lines();
+        test.log(Level::Debug, "any", 500);
+        assert_eq!(test.lines().len(), 500);
+        test.log(Level::Error, MILESTONE, 200);
+        let lines = test.lines();
+        assert_eq!(lines.len(), 201);
+        assert!(lines[0].starts_with("3 lines before this one"), "{lines:?}");
+    }
 }
