@@ -318,6 +318,31 @@ fn an_interrupt_ends_the_wait_whenever_it_comes() {
 }
 
 #[test]
+fn so_many_interrupts_are_remembered_for_requests_that_do_not_wait_yet() {
+    const REMEMBERED: u64 = 16;
+    let (mut session, node) = session(LOCKS);
+    let path = session.path("f");
+    let client = &mut session.client;
+    let fh = open(client, node);
+    client.setlk(node, fh, &whole(1, EXCLUSIVE)).unwrap();
+    // Numbers of requests that are yet to come.
+    let nothing = Request::new(op::FORGET, 0, Encoder::new());
+    let first = client.encode(&nothing).0 + 2000;
+    for n in 0..=REMEMBERED {
+        client.interrupt(first + 2 * n);
+    }
+    while client.encode(&nothing).0 + 2 < first {}
+    let waits = client.start_setlkw(node, fh, &whole(2, EXCLUSIVE));
+    assert_eq!(waits, first, "the first of them, which is forgotten");
+    wait_until_blocked(&path, 1);
+    let interrupted = client.start_setlkw(node, fh, &whole(3, EXCLUSIVE));
+    assert_eq!(client.wait_for(interrupted), Err(libc::EINTR));
+    client.interrupt(waits);
+    assert_eq!(client.wait_for(waits), Err(libc::EINTR));
+    session.finish();
+}
+
+#[test]
 fn a_circle_of_owners_is_a_deadlock() {
     let (mut session, node) = session(&[]);
     session.put("g", "text");
