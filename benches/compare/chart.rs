@@ -1,91 +1,159 @@
-//! A chart of ratios as SVG: one bar for each workload, depth and queue count
-//! of the first setting, against the other daemon at 1.
+//! A chart of ratios as SVG: a bar for each workload, depth and number of queues,
+//! from the line where both daemons are alike to the ratio of the first to the
+//! second. The scale is logarithmic, so that twice and half are equally far.
 
 use std::fmt::Write;
 
 use crate::report::{Metric, Outcome, median};
 
-const LABEL_WIDTH: f64 = 270.0;
-const BAR_WIDTH: f64 = 480.0;
-const BAR_HEIGHT: f64 = 12.0;
-const GAP: f64 = 8.0;
-/// The right edge of the bars.
-const MAX_RATIO: f64 = 4.0;
-const TOP: f64 = 56.0;
-/// From light to dark: the first depth to the last.
-const COLOURS: [&str; 4] = ["#9ecae1", "#4292c6", "#08519c", "#08306b"];
+const LABELS: f64 = 400.0;
+const BARS: f64 = 560.0;
+const VALUES: f64 = 60.0;
+const WIDTH: f64 = LABELS + BARS + VALUES;
+const BAR_HEIGHT: f64 = 13.0;
+const GAP: f64 = 9.0;
+const TOP: f64 = 92.0;
+const BETTER: &str = "#2171b5";
+const WORSE: &str = "#d94801";
 
-/// Draws the ratio of daemon A to daemon B.
-pub(crate) fn ratios(title: &str, outcomes: &[Outcome], metric: Metric) -> String {
-    let mut body = String::new();
-    let mut depths: Vec<usize> = Vec::new();
-    let mut y = TOP;
-    let mut last = "";
-    for outcome in outcomes {
-        let Some(ratio) = median(&outcome.ratios(1, metric)) else {
-            continue;
-        };
-        let depth = outcome.case.depth;
-        if !depths.contains(&depth) {
-            depths.push(depth);
-        }
-        let name = outcome.case.workload.name;
-        if name != last {
-            y += GAP;
-            text(&mut body, LABEL_WIDTH - 8.0, y + 10.0, "end", name);
-            last = name;
-        }
-        let place = depths.iter().position(|known| *known == depth);
-        let colour = COLOURS[place.unwrap_or(0) % COLOURS.len()];
-        let width = ratio.min(MAX_RATIO) / MAX_RATIO * BAR_WIDTH;
-        writeln!(
-            body,
-            r#"<rect x="{LABEL_WIDTH}" y="{y:.0}" width="{width:.1}" height="{:.0}" fill="{colour}"/>"#,
-            BAR_HEIGHT - 1.0
-        )
-        .unwrap();
-        let label = format!("{ratio:.2}  (depth {depth})");
-        text(
-            &mut body,
-            LABEL_WIDTH + width + 5.0,
-            y + 10.0,
-            "start",
-            &label,
-        );
-        y += BAR_HEIGHT;
-    }
-    let (width, height) = (LABEL_WIDTH + BAR_WIDTH + 110.0, y + 20.0);
-    let one = LABEL_WIDTH + BAR_WIDTH / MAX_RATIO;
-    let mut head = String::new();
-    writeln!(
-        head,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">"#
-    )
-    .unwrap();
-    writeln!(
-        head,
-        r#"<rect width="{width}" height="{height}" fill="white"/>"#
-    )
-    .unwrap();
-    writeln!(
-        head,
-        r#"<text x="12" y="22" font-size="15" font-weight="bold">{title}</text>"#
-    )
-    .unwrap();
-    writeln!(
-        head,
-        r##"<line x1="{one}" y1="{:.0}" x2="{one}" y2="{y:.0}" stroke="#cb181d" stroke-dasharray="4 3"/>"##,
-        TOP - 4.0
-    )
-    .unwrap();
-    text(&mut head, one, TOP - 10.0, "middle", "as B");
-    head + &body + "</svg>\n"
+/// What a chart shows.
+pub(crate) struct Chart<'a> {
+    pub(crate) title: &'a str,
+    /// Settings and date.
+    pub(crate) subtitle: &'a str,
+    pub(crate) metric: Metric,
+    /// Whether a ratio below 1 is good.
+    pub(crate) less_is_better: bool,
 }
 
-fn text(into: &mut String, x: f64, y: f64, anchor: &str, content: &str) {
+/// A bar with what stands beside it.
+struct Bar {
+    workload: &'static str,
+    case: String,
+    ratio: f64,
+}
+
+impl Chart<'_> {
+    /// Draws the ratio of the first daemon to the second.
+    pub(crate) fn draw(&self, outcomes: &[Outcome]) -> String {
+        let bar = |outcome: &Outcome| {
+            let case = &outcome.case;
+            let plural = if case.queues > 1 { "s" } else { "" };
+            Some(Bar {
+                workload: case.workload.name,
+                case: format!("{} queue{plural}, depth {}", case.queues, case.depth),
+                ratio: median(&outcome.ratios(1, self.metric))?,
+            })
+        };
+        let bars: Vec<_> = outcomes.iter().filter_map(bar).collect();
+        let scale = Scale::of(&bars);
+        let mut body = String::new();
+        let mut y = TOP;
+        let mut last = "";
+        for bar in &bars {
+            if bar.workload != last {
+                y += GAP;
+                text(&mut body, (12.0, y), "start", "#000", bar.workload);
+                last = bar.workload;
+            }
+            self.draw_bar(&mut body, bar, &scale, y);
+            y += BAR_HEIGHT;
+        }
+        self.head(&scale, y + GAP) + &body + "</svg>\n"
+    }
+
+    fn draw_bar(&self, into: &mut String, bar: &Bar, scale: &Scale, y: f64) {
+        let (one, end) = (scale.x(1.0), scale.x(bar.ratio));
+        let is_better = (bar.ratio < 1.0) == self.less_is_better;
+        let colour = if is_better { BETTER } else { WORSE };
+        writeln!(
+            into,
+            r#"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" fill="{colour}"/>"#,
+            one.min(end),
+            y + 1.0,
+            (end - one).abs().max(1.0),
+            BAR_HEIGHT - 2.0,
+        )
+        .unwrap();
+        text(into, (LABELS - 10.0, y), "end", "#555", &bar.case);
+        let value = format!("{:.2}", bar.ratio);
+        if bar.ratio < 1.0 {
+            text(into, (end - 5.0, y), "end", "#000", &value);
+        } else {
+            text(into, (end + 5.0, y), "start", "#000", &value);
+        }
+    }
+
+    /// The title and the lines of the scale.
+    fn head(&self, scale: &Scale, bottom: f64) -> String {
+        let mut head = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{0:.0}\" \
+             viewBox=\"0 0 {WIDTH} {0:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+             <text x=\"12\" y=\"24\" font-size=\"16\" font-weight=\"bold\">{1}</text>\n\
+             <text x=\"12\" y=\"44\" font-size=\"12\" fill=\"#555\">{2}</text>\n",
+            bottom + 14.0,
+            escaped(self.title),
+            escaped(self.subtitle),
+        );
+        for power in scale.low..=scale.high {
+            let ratio = f64::from(power).exp2();
+            let x = scale.x(ratio);
+            let style = if power == 0 {
+                "stroke=\"#000\" stroke-width=\"1.5\""
+            } else {
+                "stroke=\"#ddd\""
+            };
+            writeln!(
+                head,
+                r#"<line x1="{x:.1}" y1="{:.1}" x2="{x:.1}" y2="{bottom:.1}" {style}/>"#,
+                TOP - 6.0
+            )
+            .unwrap();
+            let label = match power {
+                0 => "1 = as B".to_owned(),
+                _ => format!("{ratio}"),
+            };
+            text(&mut head, (x, TOP - 22.0), "middle", "#000", &label);
+        }
+        head
+    }
+}
+
+/// Powers of two from the left edge to the right one.
+struct Scale {
+    low: i32,
+    high: i32,
+}
+
+impl Scale {
+    /// Wide enough for all bars.
+    fn of(bars: &[Bar]) -> Self {
+        let logs = || bars.iter().map(|bar| bar.ratio.log2());
+        Self {
+            low: logs().fold(-1.0, f64::min).floor() as i32,
+            high: logs().fold(1.0, f64::max).ceil() as i32,
+        }
+    }
+
+    fn x(&self, ratio: f64) -> f64 {
+        let place = (ratio.log2() - f64::from(self.low)) / f64::from(self.high - self.low);
+        // Room for the value beside a bar that reaches the edge.
+        LABELS + VALUES / 2.0 + place * (BARS - VALUES / 2.0)
+    }
+}
+
+/// In the line whose upper edge is `y`.
+fn text(into: &mut String, (x, y): (f64, f64), anchor: &str, colour: &str, content: &str) {
     writeln!(
         into,
-        r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{content}</text>"#
+        r#"<text x="{x:.1}" y="{:.1}" text-anchor="{anchor}" fill="{colour}">{}</text>"#,
+        y + BAR_HEIGHT - 3.0,
+        escaped(content)
     )
     .unwrap();
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
 }

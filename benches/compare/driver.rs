@@ -5,8 +5,10 @@
 //! available ring; nothing is allocated while the clock runs. The driver waits
 //! for calls as a guest does and never spins.
 
+use std::io;
+use std::panic::resume_unwind;
 use std::sync::Barrier;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::Case;
@@ -116,8 +118,11 @@ impl Guest {
         thread::scope(|scope| {
             let start = |lane| scope.spawn(|| run_lane(lane, &ready, time));
             let lanes: Vec<_> = self.lanes.iter_mut().map(start).collect();
-            let times = lanes.into_iter().map(|lane| lane.join().unwrap());
-            times.max().unwrap()
+            let join = |lane: ScopedJoinHandle<'_, Duration>| {
+                // What surprised a lane is told as it is.
+                lane.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            lanes.into_iter().map(join).max().unwrap()
         })
     }
 
@@ -237,13 +242,12 @@ impl Lane {
         let step = &slot.steps[slot.current];
         let memory = self.queue.region();
         if step.has_reply {
-            let error = memory.read_u32(slot.reply + 4).cast_signed();
-            let right = -step.errno;
-            assert!(
-                error == right,
-                "operation {}: error {error}, not {right}",
-                step.opcode
-            );
+            let errno = -memory.read_u32(slot.reply + 4).cast_signed();
+            if errno != step.errno {
+                let opcode = step.opcode;
+                let [is, not] = [errno, step.errno].map(io::Error::from_raw_os_error);
+                panic!("the answer to opcode {opcode} is {is}, not {not}");
+            }
         } else {
             assert_eq!(used_len, 0, "operation {}", step.opcode);
         }

@@ -37,14 +37,19 @@ mod share;
 mod tree;
 mod workload;
 
+use std::any::Any;
 use std::fs;
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
 use tempfile::TempDir;
 
+use chart::Chart;
 use common::daemon::Daemon;
 use driver::Sample;
 use plan::{Case, Plan};
@@ -109,82 +114,162 @@ fn main() {
     };
     let share = share.expect("cannot make the shared directory");
 
-    let mut markdown = String::new();
-    let mut say = |text: &str| {
-        println!("{text}");
-        markdown += text;
-        markdown += "\n";
-    };
-    say(&report::legend(&options.daemons));
+    let about = about(&options, share.path());
+    println!("{about}");
     let mut outcomes: Vec<Outcome> = Vec::new();
     for case in options.plan.cases(options.quick) {
         if case.needs_xattrs() && !share::has_xattrs(share.path()) {
             continue;
         }
-        let setting = &case.setting.name;
+        let setting = &case.setting;
         let is_first = outcomes
             .last()
-            .is_none_or(|last| last.case.setting.name != *setting);
+            .is_none_or(|last| last.case.setting != *setting);
         if is_first {
-            say(&report::head(setting, options.daemons.len()));
+            println!("{}", report::head(&setting.name, options.daemons.len()));
         }
         let outcome = measure(&options, share.path(), case);
-        say(&report::row(&outcome));
+        println!("{}", outcome.row());
+        for note in outcome.notes() {
+            eprintln!("{note}");
+        }
         outcomes.push(outcome);
-    }
-    if let Some(output) = &options.output {
-        write_files(&options, output, &markdown, &outcomes);
+        // A run that is broken off leaves what it had.
+        if let Some(output) = &options.output {
+            write_files(&options, output, &about, &outcomes);
+        }
     }
 }
 
-fn write_files(options: &Options, output: &Path, markdown: &str, outcomes: &[Outcome]) {
+/// What was measured, when, where and how.
+fn about(options: &Options, share: &Path) -> String {
+    let ask = |program: &Path, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        let output = output.map_or(Vec::new(), |output| output.stdout);
+        String::from_utf8_lossy(&output).trim().to_owned()
+    };
+    let daemons = &options.daemons;
+    let mut names: Vec<_> = daemons
+        .iter()
+        .map(|path| ask(path, &["--version"]))
+        .collect();
+    if names.windows(2).any(|pair| pair[0] == pair[1]) {
+        let paths = daemons.iter().map(|path| path.display().to_string());
+        names = paths.collect();
+    }
+    let names = ('A'..).zip(names);
+    let names: String = names
+        .map(|(letter, name)| format!("{letter}: {name}; "))
+        .collect();
+    let share = share.to_string_lossy();
+    format!(
+        "{names}{}, Linux {}, {} processors, {}, {} rounds of {} s",
+        ask("date".as_ref(), &["-u", "+%F"]),
+        ask("uname".as_ref(), &["-r"]),
+        thread::available_parallelism().map_or(0, NonZero::get),
+        ask("findmnt".as_ref(), &["-n", "-o", "FSTYPE", "-T", &share]),
+        options.rounds(),
+        options.time().as_secs_f64(),
+    )
+}
+
+fn write_files(options: &Options, output: &Path, about: &str, outcomes: &[Outcome]) {
     fs::create_dir_all(output).expect("cannot make the directory of --output");
     let write = |name: &str, text: &str| {
         fs::write(output.join(name), text).expect("cannot write the results");
     };
-    write("results.md", markdown);
-    write("results.json", &report::json(&options.daemons, outcomes));
-    let first = outcomes.first().map(|outcome| outcome.case.setting.clone());
-    let end = outcomes
-        .iter()
-        .position(|outcome| Some(&outcome.case.setting) != first.as_ref());
+    let tables = report::tables(outcomes, options.daemons.len());
+    write("results.md", &format!("{about}\n{tables}"));
+    write("results.json", &report::json(about, outcomes));
+    let [first, ..] = outcomes else { return };
+    let setting = &first.case.setting;
+    let is_other = |outcome: &Outcome| outcome.case.setting != *setting;
+    let end = outcomes.iter().position(is_other);
     let outcomes = &outcomes[..end.unwrap_or(outcomes.len())];
     if options.daemons.len() > 1 {
-        let title = "CPU time per operation, A to B: less is better";
-        let chart = chart::ratios(title, outcomes, |sample| Some(sample.cpu_us_per_op));
-        write("cpu.svg", &chart);
-        let title = "Operations per second, A to B: more is better";
-        let chart = chart::ratios(title, outcomes, |sample| Some(sample.ops_per_second));
-        write("throughput.svg", &chart);
+        let subtitle = &format!("{about}, {}", setting.name);
+        let cpu = Chart {
+            title: "CPU time per operation, A to B: less is better",
+            subtitle,
+            metric: |sample| Some(sample.cpu_us_per_op),
+            less_is_better: true,
+        };
+        write("cpu.svg", &cpu.draw(outcomes));
+        let throughput = Chart {
+            title: "Operations per second, A to B: more is better",
+            subtitle,
+            metric: |sample| Some(sample.ops_per_second),
+            less_is_better: false,
+        };
+        write("throughput.svg", &throughput.draw(outcomes));
     }
 }
 
 fn measure(options: &Options, share: &Path, case: Case) -> Outcome {
     (case.workload.prepare)(share);
-    let rounds = (0..options.rounds()).map(|round| run_round(options, share, &case, round));
+    let mut failures = vec![None; options.daemons.len()];
+    let rounds = (0..options.rounds())
+        .map(|round| run_round(options, share, &case, round, &mut failures))
+        .collect();
     Outcome {
-        rounds: rounds.collect(),
+        rounds,
+        failures,
         floor_us: floor::measure(case.workload, share, options.time()),
         case,
     }
 }
 
-/// One sample of each daemon, in an order that changes from round to round.
-fn run_round(options: &Options, share: &Path, case: &Case, round: usize) -> Vec<Option<Sample>> {
+/// One sample of each daemon that has not failed, in an order that changes from
+/// round to round.
+fn run_round(
+    options: &Options,
+    share: &Path,
+    case: &Case,
+    round: usize,
+    failures: &mut [Option<String>],
+) -> Vec<Option<Sample>> {
     let count = options.daemons.len();
     let mut samples = vec![None; count];
     for turn in 0..count {
         let index = (turn + round) % count;
+        if failures[index].is_some() {
+            continue;
+        }
         let binary = &options.daemons[index];
-        samples[index] = start(options, binary, share, case)
-            .map(|daemon| driver::measure(&daemon, case, options.time()));
-        // Once is enough: this figure is steady.
-        if let (0, Some(sample)) = (round, &mut samples[index]) {
-            sample.calls_per_op = start(options, binary, share, case)
-                .and_then(|daemon| driver::count_calls(&daemon, case, options.time() / 2));
+        // What a daemon does not do surprises the driver, which panics.
+        let sample = || sample(options, binary, share, case, round == 0);
+        match catch_unwind(AssertUnwindSafe(sample)) {
+            Ok(sample) => samples[index] = sample,
+            Err(panic) => failures[index] = Some(reason(&*panic)),
         }
     }
     samples
+}
+
+fn sample(
+    options: &Options,
+    binary: &Path,
+    share: &Path,
+    case: &Case,
+    is_first: bool,
+) -> Option<Sample> {
+    let time = options.time();
+    let daemon = start(options, binary, share, case)?;
+    let mut sample = driver::measure(&daemon, case, time);
+    drop(daemon);
+    // Once is enough: this figure is steady.
+    if is_first {
+        let daemon = start(options, binary, share, case)?;
+        sample.calls_per_op = driver::count_calls(&daemon, case, time / 2);
+    }
+    Some(sample)
+}
+
+/// What a panic said.
+fn reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref().copied());
+    text.unwrap_or("the benchmark says no more").to_owned()
 }
 
 /// `None` if the daemon has not as many queues.

@@ -1,7 +1,6 @@
 //! The tables in Markdown, and the raw figures as JSON.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use crate::Case;
 use crate::driver::Sample;
@@ -78,6 +77,8 @@ pub(crate) struct Outcome {
     pub(crate) floor_us: f64,
     /// For each round, a sample of each daemon that can do it.
     pub(crate) rounds: Vec<Vec<Option<Sample>>>,
+    /// Of each daemon, why it failed if it did.
+    pub(crate) failures: Vec<Option<String>>,
 }
 
 impl Outcome {
@@ -97,7 +98,8 @@ impl Outcome {
         self.rounds.iter().filter_map(ratio).collect()
     }
 
-    fn row(&self) -> String {
+    /// One line of the table.
+    pub(crate) fn row(&self) -> String {
         let Case {
             workload,
             queues,
@@ -105,16 +107,37 @@ impl Outcome {
             ..
         } = &self.case;
         let mut line = format!("| {} | {queues} | {depth} |", workload.name);
-        let daemons = self.rounds.first().map_or(0, Vec::len);
         for column in COLUMNS {
-            for daemon in 0..daemons {
-                line += &cell(&self.values(daemon, column.metric), column.digits);
+            for (daemon, failure) in self.failures.iter().enumerate() {
+                line += &match failure {
+                    Some(_) => " failed |".to_owned(),
+                    None => cell(&self.values(daemon, column.metric), column.digits),
+                };
             }
-            for other in (1..daemons).filter(|_| column.has_ratio) {
+            for other in (1..self.failures.len()).filter(|_| column.has_ratio) {
                 line += &cell(&self.ratios(other, column.metric), 2);
             }
         }
         line + &format!(" {:.2} |", self.floor_us)
+    }
+
+    /// What is to be said of daemons that failed.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let Case {
+            workload,
+            queues,
+            depth,
+            ..
+        } = &self.case;
+        let daemons = ('A'..).zip(&self.failures);
+        let notes = daemons.filter_map(|(letter, failure)| {
+            let failure = failure.as_ref()?;
+            let name = workload.name;
+            Some(format!(
+                "{letter} failed at {name}, queues {queues}, depth {depth}: {failure}"
+            ))
+        });
+        notes.collect()
     }
 
     fn json(&self) -> String {
@@ -129,22 +152,16 @@ impl Outcome {
              \"floor_us\": {:.4}",
             workload.name, setting.name, self.floor_us
         );
-        let daemons = self.rounds.first().map_or(0, Vec::len);
+        let failed: Vec<_> = self.failures.iter().map(Option::is_some).collect();
+        write!(text, ", \"failed\": {failed:?}").unwrap();
         for column in COLUMNS {
-            let lists: Vec<_> = (0..daemons)
+            let lists: Vec<_> = (0..self.failures.len())
                 .map(|daemon| format!("{:?}", self.values(daemon, column.metric)))
                 .collect();
             write!(text, ", {:?}: [{}]", column.json, lists.join(", ")).unwrap();
         }
         text + "}"
     }
-}
-
-/// Says which daemon is which.
-pub(crate) fn legend(daemons: &[PathBuf]) -> String {
-    let lines = ('A'..).zip(daemons);
-    let lines = lines.map(|(letter, daemon)| format!("{letter}: `{}`\n", daemon.display()));
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Begins the table of a setting.
@@ -166,16 +183,24 @@ pub(crate) fn head(setting: &str, daemons: usize) -> String {
     )
 }
 
-/// One line of the table.
-pub(crate) fn row(outcome: &Outcome) -> String {
-    outcome.row()
+/// A table for each setting, with notes below it.
+pub(crate) fn tables(outcomes: &[Outcome], daemons: usize) -> String {
+    let is_same = |a: &Outcome, b: &Outcome| a.case.setting == b.case.setting;
+    let table = |outcomes: &[Outcome]| {
+        let setting = &outcomes[0].case.setting.name;
+        let rows: Vec<_> = outcomes.iter().map(Outcome::row).collect();
+        let notes = outcomes.iter().flat_map(Outcome::notes);
+        let notes: String = notes.map(|note| format!("\n* {note}\n")).collect();
+        format!("{}\n{}\n{notes}", head(setting, daemons), rows.join("\n"))
+    };
+    outcomes.chunk_by(is_same).map(table).collect()
 }
 
 /// All figures of all rounds; each list has one list for each daemon.
-pub(crate) fn json(daemons: &[PathBuf], outcomes: &[Outcome]) -> String {
+pub(crate) fn json(about: &str, outcomes: &[Outcome]) -> String {
     let cases: Vec<_> = outcomes.iter().map(Outcome::json).collect();
     format!(
-        "{{\"daemons\": {daemons:?},\n\"cases\": [\n{}\n]}}\n",
+        "{{\"about\": {about:?},\n\"cases\": [\n{}\n]}}\n",
         cases.join(",\n")
     )
 }
