@@ -13,7 +13,7 @@ use rustix::fs::{
     unlinkat, utimensat,
 };
 
-use crate::share::small;
+use crate::share::{self, small};
 use crate::tree::{list, open_dir};
 use crate::workload::{Kind, Workload};
 
@@ -223,6 +223,14 @@ pub(crate) fn read(share: &Path, size: usize, offsets: fn(usize) -> Vec<u64>) ->
     one(move || {
         let offset = offsets.next().unwrap();
         rustix::io::pread(&file, &mut buffer, offset).unwrap();
+    })
+}
+
+pub(crate) fn read_slow(share: &Path) -> Direct {
+    let (folder, name) = share::SLOW;
+    let file = open(&share.join(folder), name, OFlags::RDONLY);
+    one(move || {
+        rustix::io::pread(&file, &mut [0; 4096], 0).unwrap();
     })
 }
 

@@ -47,6 +47,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::geteuid;
 use tempfile::TempDir;
 
 use chart::Chart;
@@ -118,7 +119,9 @@ fn main() {
     println!("{about}");
     let mut outcomes: Vec<Outcome> = Vec::new();
     for case in options.plan.cases(options.quick) {
-        if case.needs_xattrs() && !share::has_xattrs(share.path()) {
+        if case.needs_xattrs() && !share::has_xattrs(share.path())
+            || case.needs_root() && !geteuid().is_root()
+        {
             continue;
         }
         let setting = &case.setting;
@@ -207,6 +210,7 @@ fn write_files(options: &Options, output: &Path, about: &str, outcomes: &[Outcom
 
 fn measure(options: &Options, share: &Path, case: Case) -> Outcome {
     (case.workload.prepare)(share);
+    let _slow_host = case.needs_root().then(|| share::mount_slow(share));
     let mut failures = vec![None; options.daemons.len()];
     let rounds = (0..options.rounds())
         .map(|round| run_round(options, share, &case, round, &mut failures))

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::workload::{Kind, WORKLOADS, Workload};
+use crate::workload::{Host, Kind, WORKLOADS, Workload};
 
 /// One line of a table.
 #[derive(Clone, Debug)]
@@ -17,6 +17,11 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn needs_xattrs(&self) -> bool {
         self.workload.args.contains(&"--xattr")
+    }
+
+    /// For mounting a file system.
+    pub(crate) fn needs_root(&self) -> bool {
+        self.workload.host == Host::Slow
     }
 }
 
@@ -83,6 +88,8 @@ pub(crate) struct Plan {
 
 /// A part of the plan: depths and queues with one setting.
 struct Part {
+    /// Only workloads over such a host, if it matters.
+    host: Option<Host>,
     setting: Setting,
     depths: Vec<usize>,
     queues: Vec<usize>,
@@ -91,9 +98,17 @@ struct Part {
 impl Part {
     fn new(options: &[(&str, &str)], depths: &[usize], queues: &[usize]) -> Self {
         Self {
+            host: None,
             setting: Setting::new(options),
             depths: depths.to_vec(),
             queues: queues.to_vec(),
+        }
+    }
+
+    fn over(self, host: Host) -> Self {
+        Self {
+            host: Some(host),
+            ..self
         }
     }
 }
@@ -103,14 +118,21 @@ impl Plan {
         let parts = if self.is_explicit() {
             self.combinations()
         } else if quick {
-            vec![Part::new(&[], &[1, 32], &[1])]
+            vec![Part::new(&[], &[1, 32], &[1]).over(Host::Usual)]
         } else {
+            let usual = |options: &[_], depths: &[_], queues: &[_]| {
+                Part::new(options, depths, queues).over(Host::Usual)
+            };
+            // Where a thread that waits for the host serves nobody else.
+            let slow = |options: &[_]| Part::new(options, &[4], &[1, 2, 4]).over(Host::Slow);
             vec![
-                Part::new(&[], &[1, 4, 32], &[1]),
-                Part::new(&[], &[32], &[2, 4]),
-                Part::new(&[(POOL, "4")], &[1, 32], &[1]),
-                Part::new(&[(CACHE, "never")], &[1, 32], &[1]),
-                Part::new(&[(HANDLES, "never")], &[1, 32], &[1]),
+                usual(&[], &[1, 4, 32], &[1]),
+                usual(&[], &[32], &[2, 4]),
+                slow(&[]),
+                slow(&[(POOL, "0")]),
+                usual(&[(POOL, "4")], &[1, 32], &[1]),
+                usual(&[(CACHE, "never")], &[1, 32], &[1]),
+                usual(&[(HANDLES, "never")], &[1, 32], &[1]),
             ]
         };
         parts
@@ -151,7 +173,9 @@ impl Plan {
 
     fn cases_of(&self, part: &Part, quick: bool) -> Vec<Case> {
         let is_wanted = |workload: &&Workload| {
-            self.only.is_empty() || self.only.iter().any(|word| workload.name.contains(word))
+            let is_named = |word: &String| workload.name.contains(word);
+            (self.only.is_empty() || self.only.iter().any(is_named))
+                && part.host.is_none_or(|host| host == workload.host)
         };
         let mut cases = Vec::new();
         for workload in WORKLOADS.iter().filter(is_wanted) {

@@ -3,7 +3,7 @@
 
 use crate::common::fuse_client::{Client, Request, SetAttr, read_in, release_in, write_in};
 use crate::common::wire::{ENTRY_OUT, Encoder, OUT_HEADER, ROOT, dirents, op};
-use crate::share::{all_small, small};
+use crate::share::{self, all_small, small};
 use crate::workload::{FH, NODEID, Reply, Slot, Step};
 
 /// What a Linux guest up to 6.14 asks for at a time.
@@ -230,13 +230,22 @@ pub(crate) fn read(
     size: usize,
     offsets: fn(usize) -> Vec<u64>,
 ) -> Vec<Step> {
-    let node = client.lookup(ROOT, "large").unwrap().nodeid;
+    read_file(client, "large", size, offsets(size))
+}
+
+pub(crate) fn read_slow(client: &mut Client, _: Slot) -> Vec<Step> {
+    let (folder, file) = share::SLOW;
+    read_file(client, &format!("{folder}/{file}"), 4096, vec![0, 4096])
+}
+
+fn read_file(client: &mut Client, path: &str, size: usize, offsets: Vec<u64>) -> Vec<Step> {
+    let node = client.walk(path).unwrap().nodeid;
     let fh = client.open(node, libc::O_RDONLY).unwrap().fh;
     let at = |offset| {
         let body = read_in(fh, offset, u32::try_from(size).unwrap());
         Step::new(op::READ, node, body, Reply::Data(size))
     };
-    offsets(size).into_iter().map(at).collect()
+    offsets.into_iter().map(at).collect()
 }
 
 pub(crate) fn write(

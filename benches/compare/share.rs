@@ -3,8 +3,11 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{XattrFlags, setxattr};
+
+use crate::common::held_fs::HeldFs;
 
 const SMALL_FILES: usize = 16;
 /// Files that are read at any place, and written to at any place.
@@ -14,6 +17,10 @@ const ENTRIES: usize = 10_000;
 pub(crate) const XATTR: &str = "user.hit";
 /// Places in a large file that a slot goes to.
 const MAX_PLACES: usize = 64;
+
+/// The folder of a file system whose reads take [`SLOW_READ`], and its file.
+pub(crate) const SLOW: (&str, &str) = ("slow", "file");
+const SLOW_READ: Duration = Duration::from_millis(5);
 
 /// One of the files of 4 KiB.
 pub(crate) fn small(index: usize) -> String {
@@ -69,4 +76,11 @@ pub(crate) fn random(size: usize) -> Vec<u64> {
         (state >> 33) % places * size as u64
     };
     (0..MAX_PLACES).map(|_| next()).collect()
+}
+
+/// Mounts [`SLOW`]; needs root.
+pub(crate) fn mount_slow(share: &Path) -> HeldFs {
+    let folder = share.join(SLOW.0);
+    fs::create_dir_all(&folder).unwrap();
+    HeldFs::mount_slow(&folder, SLOW_READ)
 }

@@ -19,6 +19,7 @@ pub(crate) struct Workload {
     /// The same operations done by system calls.
     pub(crate) direct: fn(share: &Path) -> Direct,
     pub(crate) kind: Kind,
+    pub(crate) host: Host,
     /// More arguments for the daemon.
     pub(crate) args: &'static [&'static str],
 }
@@ -34,6 +35,15 @@ pub(crate) enum Kind {
     /// Once: a tree is worked through by all slots together, and the time that
     /// this takes is what counts. The latencies are those of single requests.
     Once,
+}
+
+/// What the host's file system does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// What it does by itself, from its caches.
+    Usual,
+    /// `share::SLOW` is there, each read of which takes a while.
+    Slow,
 }
 
 /// Which of the requests in flight this is.
@@ -165,8 +175,22 @@ const fn cycle(
         steps,
         direct,
         kind: Kind::Cycle,
+        host: Host::Usual,
         args: &[],
     }
+}
+
+/// Reads or writes of one size: `transfer!(read, "name", 4096, share::random)` is
+/// `cycle("name", ...)` with `requests::read` and `floor::read`, both with this size
+/// and order.
+macro_rules! transfer {
+    ($operation:ident, $name:literal, $size:expr, $order:expr) => {
+        cycle(
+            $name,
+            |client, slot| requests::$operation(client, slot, $size, $order),
+            |share| floor::$operation(share, $size, $order),
+        )
+    };
 }
 
 const KIB: usize = 1 << 10;
@@ -215,66 +239,18 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         requests::readdirplus,
         floor::readdirplus,
     ),
-    cycle(
-        "read 4k sequential",
-        |client, slot| requests::read(client, slot, 4 * KIB, share::sequential),
-        |share| floor::read(share, 4 * KIB, share::sequential),
-    ),
-    cycle(
-        "read 4k random",
-        |client, slot| requests::read(client, slot, 4 * KIB, share::random),
-        |share| floor::read(share, 4 * KIB, share::random),
-    ),
-    cycle(
-        "read 128k sequential",
-        |client, slot| requests::read(client, slot, 128 * KIB, share::sequential),
-        |share| floor::read(share, 128 * KIB, share::sequential),
-    ),
-    cycle(
-        "read 128k random",
-        |client, slot| requests::read(client, slot, 128 * KIB, share::random),
-        |share| floor::read(share, 128 * KIB, share::random),
-    ),
-    cycle(
-        "read 1M sequential",
-        |client, slot| requests::read(client, slot, MIB, share::sequential),
-        |share| floor::read(share, MIB, share::sequential),
-    ),
-    cycle(
-        "read 1M random",
-        |client, slot| requests::read(client, slot, MIB, share::random),
-        |share| floor::read(share, MIB, share::random),
-    ),
-    cycle(
-        "write 4k sequential",
-        |client, slot| requests::write(client, slot, 4 * KIB, share::sequential),
-        |share| floor::write(share, 4 * KIB, share::sequential),
-    ),
-    cycle(
-        "write 4k random",
-        |client, slot| requests::write(client, slot, 4 * KIB, share::random),
-        |share| floor::write(share, 4 * KIB, share::random),
-    ),
-    cycle(
-        "write 128k sequential",
-        |client, slot| requests::write(client, slot, 128 * KIB, share::sequential),
-        |share| floor::write(share, 128 * KIB, share::sequential),
-    ),
-    cycle(
-        "write 128k random",
-        |client, slot| requests::write(client, slot, 128 * KIB, share::random),
-        |share| floor::write(share, 128 * KIB, share::random),
-    ),
-    cycle(
-        "write 1M sequential",
-        |client, slot| requests::write(client, slot, MIB, share::sequential),
-        |share| floor::write(share, MIB, share::sequential),
-    ),
-    cycle(
-        "write 1M random",
-        |client, slot| requests::write(client, slot, MIB, share::random),
-        |share| floor::write(share, MIB, share::random),
-    ),
+    transfer!(read, "read 4k sequential", 4 * KIB, share::sequential),
+    transfer!(read, "read 4k random", 4 * KIB, share::random),
+    transfer!(read, "read 128k sequential", 128 * KIB, share::sequential),
+    transfer!(read, "read 128k random", 128 * KIB, share::random),
+    transfer!(read, "read 1M sequential", MIB, share::sequential),
+    transfer!(read, "read 1M random", MIB, share::random),
+    transfer!(write, "write 4k sequential", 4 * KIB, share::sequential),
+    transfer!(write, "write 4k random", 4 * KIB, share::random),
+    transfer!(write, "write 128k sequential", 128 * KIB, share::sequential),
+    transfer!(write, "write 128k random", 128 * KIB, share::random),
+    transfer!(write, "write 1M sequential", MIB, share::sequential),
+    transfer!(write, "write 1M random", MIB, share::random),
     cycle("fsync", requests::fsync, floor::fsync),
     Workload {
         kind: Kind::Mixed(1 + requests::WRITERS),
@@ -285,11 +261,20 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         )
     },
     Workload {
+        host: Host::Slow,
+        ..cycle(
+            "read 4k from a slow host",
+            requests::read_slow,
+            floor::read_slow,
+        )
+    },
+    Workload {
         name: "git status, 50,000 files",
         prepare: tree::prepare_walk,
         steps: tree::walk,
         direct: tree::walk_direct,
         kind: Kind::Once,
+        host: Host::Usual,
         args: &[],
     },
     Workload {
@@ -298,6 +283,7 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         steps: tree::unpack_and_remove,
         direct: tree::unpack_and_remove_direct,
         kind: Kind::Once,
+        host: Host::Usual,
         args: &[],
     },
 ];

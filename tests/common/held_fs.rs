@@ -1,5 +1,5 @@
 //! A file system of the host's, over FUSE, whose reads are answered when the
-//! test says so.
+//! test says so, or always take the same time.
 //!
 //! It has one file, `file`, of [`FILE_BYTES`] bytes of [`CONTENT`]. Everything
 //! but READ is answered at once.
@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -37,11 +37,30 @@ struct State {
     most_at_once: usize,
     /// Reads are answered at once.
     released: bool,
+    /// Reads are answered by themselves, so long after they came.
+    delayed: Option<(Duration, mpsc::Sender<Delayed>)>,
+}
+
+/// A read, and when it is to be answered.
+#[derive(Debug)]
+struct Delayed {
+    due: Instant,
+    unique: u64,
+    size: u32,
 }
 
 impl HeldFs {
     /// Mounts it at a folder that is there; needs root.
     pub fn mount(mount_point: &Path) -> Self {
+        Self::mount_with(mount_point, None)
+    }
+
+    /// The same with reads that take so long each, however many there are at once.
+    pub fn mount_slow(mount_point: &Path, delay: Duration) -> Self {
+        Self::mount_with(mount_point, Some(delay))
+    }
+
+    fn mount_with(mount_point: &Path, delay: Option<Duration>) -> Self {
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = Arc::new(device.unwrap());
         let fd = device.as_raw_fd();
@@ -50,6 +69,18 @@ impl HeldFs {
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         mount("held", mount_point, "fuse", flags, data).unwrap();
         let state = Arc::<(Mutex<State>, Condvar)>::default();
+        state.0.lock().unwrap().delayed = delay.map(|delay| {
+            let (sender, reads) = mpsc::channel::<Delayed>();
+            let device = Arc::clone(&device);
+            // All wait for the same time, so the first to come is the first due.
+            thread::spawn(move || {
+                for read in reads {
+                    thread::sleep(read.due.saturating_duration_since(Instant::now()));
+                    answer_read(&device, read.unique, read.size);
+                }
+            });
+            (delay, sender)
+        });
         let server = (device.clone(), state.clone());
         thread::spawn(move || serve(&server.0, &server.1));
         Self {
@@ -128,11 +159,15 @@ fn serve(device: &File, state: &(Mutex<State>, Condvar)) {
             op::STATFS => Encoder::new().bytes(&[0; 80]),
             op::RELEASE | op::RELEASEDIR | op::FLUSH | op::ACCESS | op::FSYNC => Encoder::new(),
             op::READ => {
-                let mut guard = state.0.lock().unwrap();
+                let (size, mut guard) = (u32_at(56), state.0.lock().unwrap());
                 if guard.released {
-                    answer_read(device, unique, u32_at(56));
+                    answer_read(device, unique, size);
+                } else if let Some((delay, reads)) = &guard.delayed {
+                    let due = Instant::now() + *delay;
+                    // Fails only when nobody waits for it any more.
+                    let _ = reads.send(Delayed { due, unique, size });
                 } else {
-                    guard.waiting.push((unique, u32_at(56)));
+                    guard.waiting.push((unique, size));
                     guard.most_at_once = guard.most_at_once.max(guard.waiting.len());
                     state.1.notify_all();
                 }
