@@ -50,6 +50,9 @@ struct Holding {
     to_reach: &'static [&'static str],
     /// To open one.
     to_open: &'static str,
+    /// To read one of its extended attributes, or the list of them.
+    to_read_attribute: &'static [&'static str],
+    to_list_attributes: &'static [&'static str],
 }
 
 const HOLDINGS: [Holding; 2] = [
@@ -61,6 +64,8 @@ const HOLDINGS: [Holding; 2] = [
         to_recognize: &[],
         to_reach: &[],
         to_open: "openat",
+        to_read_attribute: &["getxattr"],
+        to_list_attributes: &["listxattr"],
     },
     Holding {
         option: "--inode-file-handles=prefer",
@@ -72,6 +77,8 @@ const HOLDINGS: [Holding; 2] = [
         to_recognize: &["name_to_handle_at"],
         to_reach: &["open_by_handle_at", "close"],
         to_open: "open_by_handle_at",
+        to_read_attribute: &["open_by_handle_at", "fgetxattr", "close"],
+        to_list_attributes: &["open_by_handle_at", "flistxattr", "close"],
     },
 ];
 
@@ -226,7 +233,7 @@ fn wait_until_old(file: &Path) {
 #[test]
 fn looking_up_costs_what_it_must() {
     for by in HOLDINGS {
-        let mut budget = Budget::new(&[by.option]);
+        let mut budget = Budget::new(&[by.option, "--xattr"]);
         put_files(&budget.session);
         wait_until_old(&budget.session.path(numbered(TIMES)));
         let allowed = [&["statx"], by.to_hold].concat();
@@ -264,6 +271,12 @@ fn looking_up_costs_what_it_must() {
         });
         budget.check("STATFS", &["fstatfs"], |client, _| {
             client.statfs(ROOT).unwrap();
+        });
+        budget.check("GETXATTR", by.to_read_attribute, |client, _| {
+            client.getxattr(node, "user.none", 100).unwrap_err();
+        });
+        budget.check("LISTXATTR", by.to_list_attributes, |client, _| {
+            client.listxattr(node, 100).unwrap();
         });
         budget.finish();
     }

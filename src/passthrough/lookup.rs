@@ -8,7 +8,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -24,6 +24,7 @@ use crate::fuse::abi::Attr;
 use crate::fuse::cursor::Name;
 use crate::fuse::flags;
 use crate::id::NodeId;
+use crate::sys::clock::{Nanoseconds, last_tick};
 use crate::sys::file_handle::{FileHandle, name_to_handle};
 use crate::sys::shared_fd::SharedFd;
 
@@ -37,7 +38,7 @@ pub(super) struct Found {
     /// With the ids of the host.
     pub(super) attr: Attr,
     /// When the host was asked: later than this the file existed.
-    asked: SystemTime,
+    asked: Nanoseconds,
 }
 
 /// What tells a file from others, by its status.
@@ -55,7 +56,7 @@ fn identity_of(stat: &Statx) -> Identity {
 }
 
 impl Found {
-    fn new(stat: &Statx, asked: SystemTime) -> Self {
+    fn new(stat: &Statx, asked: Nanoseconds) -> Self {
         Self {
             identity: identity_of(stat),
             attr: attr::from_statx(stat),
@@ -67,12 +68,12 @@ impl Found {
     /// for sure. It existed after we asked, so that another one with its number
     /// is born later; and it was born so long before that "later" shows.
     pub(super) fn is_settled(&self, mount: &Mount) -> bool {
-        let asked = self.asked.duration_since(SystemTime::UNIX_EPOCH);
-        let (Some(born), Ok(asked)) = (self.identity.born, asked) else {
-            return false;
+        let is_older = |born| {
+            born < self
+                .asked
+                .saturating_sub(BIRTHS_DIFFER.as_nanos() as Nanoseconds)
         };
-        let old_enough = asked.saturating_sub(BIRTHS_DIFFER).as_nanos();
-        mount.knows_birth() && u128::try_from(born).is_ok_and(|born| born < old_enough)
+        mount.knows_birth() && self.identity.born.is_some_and(is_older)
     }
 }
 
@@ -87,7 +88,7 @@ const WANTED: StatxFlags = StatxFlags::BASIC_STATS
 /// Those of `statx(2)`.
 pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-    let asked = SystemTime::now();
+    let asked = last_tick();
     Ok(Found::new(
         &rustix::fs::statx(fd, c"", flags, WANTED)?,
         asked,
@@ -100,7 +101,7 @@ pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
 /// Those of `statx(2)`.
 pub(super) fn identify_name(parent: impl AsFd, name: &CStr) -> Result<Found> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let asked = SystemTime::now();
+    let asked = last_tick();
     let stat = rustix::fs::statx(parent, name, flags, WANTED)?;
     Ok(Found::new(&stat, asked))
 }

@@ -110,8 +110,11 @@ impl Passthrough {
 
     fn identify_settled(&self, id: NodeId) -> Option<Found> {
         let (identity, parent, name) = self.inodes.settled_place(id)?;
-        let directory = self.path_at_hand(&self.inodes.get(parent)?)?;
-        let found = identify_name(directory, &name).ok()?;
+        let directory = match self.recent.get(parent) {
+            Some(directory) => directory,
+            None => self.path_at_hand(&self.inodes.get(parent)?)?,
+        };
+        let found = identify_name(directory, name.as_c_str()).ok()?;
         (found.identity == identity).then_some(found)
     }
 

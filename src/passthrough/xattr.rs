@@ -2,17 +2,21 @@
 //!
 //! The calls take a path and no descriptor serves them all, so they go by the
 //! descriptor's name in `/proc/self/fd`, which is the working directory of
-//! every thread that serves.
+//! every thread that serves. That name costs more than all the rest, so what has
+//! to be opened for the call anyway is opened for reading, where it may be.
 
 use std::borrow::Cow;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Gid, XattrFlags};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{FileType, Gid, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Passthrough;
 use super::credentials::{AsGuest, WithoutFsetid};
+use super::file_systems::Kind;
+use super::inode::Held;
 use super::xattr_map::XattrMap;
 use crate::fs::Result;
 use crate::fuse::XATTR_SIZE_MAX;
@@ -20,6 +24,8 @@ use crate::fuse::flags::init as features;
 use crate::fuse::op::{SetId, SetxattrArgs};
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
+use crate::sys::file_handle::open_by_handle;
+use crate::sys::shared_fd::SharedFd;
 
 /// The bytes of the longest list of names (`XATTR_LIST_MAX`).
 const XATTR_LIST_MAX: usize = 65536;
@@ -43,16 +49,75 @@ pub(super) fn warn_about_renamed_lists(names: &XattrMap) {
     }
 }
 
+/// A node whose attributes are read.
+enum Source {
+    /// Opened for reading.
+    Open(OwnedFd),
+    /// Known by a descriptor of its path; the thread has settled in.
+    Path(SharedFd),
+}
+
+impl Source {
+    fn get(&self, name: &CStr, most: usize) -> Result<Vec<u8>> {
+        let mut value = Vec::with_capacity(most);
+        let room = spare_capacity(&mut value);
+        match self {
+            Self::Open(file) => rustix::fs::fgetxattr(file, name, room),
+            Self::Path(path) => {
+                rustix::fs::getxattr(FdName::of(path.as_fd()).as_c_str(), name, room)
+            }
+        }?;
+        Ok(value)
+    }
+
+    fn get_len(&self, name: &CStr) -> Result<usize> {
+        match self {
+            Self::Open(file) => rustix::fs::fgetxattr_query(file, name),
+            Self::Path(path) => {
+                rustix::fs::getxattr_query(FdName::of(path.as_fd()).as_c_str(), name)
+            }
+        }
+    }
+
+    fn list(&self) -> Result<Vec<u8>> {
+        let mut list = Vec::with_capacity(XATTR_LIST_MAX);
+        let room = spare_capacity(&mut list);
+        match self {
+            Self::Open(file) => rustix::fs::flistxattr(file, room),
+            Self::Path(path) => rustix::fs::listxattr(FdName::of(path.as_fd()).as_c_str(), room),
+        }?;
+        Ok(list)
+    }
+}
+
 impl Passthrough {
+    fn check_xattrs_are_served(&self) -> Result<()> {
+        self.config.xattr.then_some(()).ok_or(Errno::NOSYS)
+    }
+
+    /// A node to read attributes from, if they are served.
+    fn xattr_source(&self, node: NodeId) -> Result<Source> {
+        self.check_xattrs_are_served()?;
+        let inode = self.inode(node)?;
+        // On a server, opening is a request of its own.
+        if let (Held::Handle(handle), Some(mount)) = (&inode.held, inode.mount().handles())
+            && inode.kind() == FileType::RegularFile
+            && inode.mount().kind() != Kind::Served
+            && let Ok(file) = open_by_handle(mount, handle, OFlags::RDONLY | OFlags::NONBLOCK)
+        {
+            return Ok(Source::Open(file));
+        }
+        crate::sys::thread::settle_in(&self.proc_self_fd)?;
+        Ok(Source::Path(self.node(node)?.path()))
+    }
+
     /// Calls with the path of a node, if extended attributes are served.
     fn with_xattr_target<T>(
         &self,
         node: NodeId,
         call: impl FnOnce(&CStr) -> Result<T>,
     ) -> Result<T> {
-        if !self.config.xattr {
-            return Err(Errno::NOSYS);
-        }
+        self.check_xattrs_are_served()?;
         let node = self.node(node)?;
         self.with_xattr_path(node.as_fd(), call)
     }
@@ -87,7 +152,8 @@ impl Passthrough {
     }
 
     /// As [`Self::host_name`], for reading: what may not be reached is not there.
-    fn host_name_to_read<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
+    fn readable_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>> {
+        self.check_xattrs_are_served()?;
         self.host_name(name).map_err(|errno| match errno {
             Errno::PERM => Errno::NODATA,
             errno => errno,
@@ -127,21 +193,15 @@ impl Passthrough {
 
     /// GETXATTR.
     pub(super) fn get_xattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {
-        self.with_xattr_target(node, |path| {
-            let name = self.host_name_to_read(name)?;
-            let mut value = vec![0; (size as usize).min(XATTR_SIZE_MAX)];
-            let len = rustix::fs::getxattr(path, &*name, value.as_mut_slice())?;
-            value.truncate(len);
-            Ok(value)
-        })
+        let name = self.readable_name(name)?;
+        let most = (size as usize).min(XATTR_SIZE_MAX);
+        self.xattr_source(node)?.get(&name, most)
     }
 
     /// GETXATTR with a size of 0.
     pub(super) fn get_xattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
-        self.with_xattr_target(node, |path| {
-            let name = self.host_name_to_read(name)?;
-            Ok(rustix::fs::getxattr_query(path, &*name)? as u32)
-        })
+        let name = self.readable_name(name)?;
+        Ok(self.xattr_source(node)?.get_len(&name)? as u32)
     }
 
     /// LISTXATTR.
@@ -162,17 +222,10 @@ impl Passthrough {
     /// The names as the guest may see them, each with a NUL behind it; of a list
     /// that is hidden nothing is left.
     fn visible_xattrs(&self, node: NodeId) -> Result<Vec<u8>> {
-        self.with_xattr_target(node, |path| {
-            let mut list = vec![0; XATTR_LIST_MAX];
-            let len = rustix::fs::listxattr(path, list.as_mut_slice())?;
-            list.truncate(len);
-            Ok(list
-                .split_inclusive(|byte| *byte == 0)
-                .filter_map(|name| self.guest_name(name))
-                .flatten()
-                .copied()
-                .collect())
-        })
+        let list = self.xattr_source(node)?.list()?;
+        let names = list.split_inclusive(|byte| *byte == 0);
+        let visible = names.filter_map(|name| self.guest_name(name));
+        Ok(visible.flatten().copied().collect())
     }
 
     /// What the guest calls an attribute of the host, if it may see it; both end

@@ -1,5 +1,6 @@
-//! The name of a descriptor inside `/proc/self/fd`: a formatted integer and
-//! nothing else, so no name of the guest's can get into it.
+//! Names for system calls that are made without allocating: that of a descriptor
+//! inside `/proc/self/fd`, a formatted integer and nothing else, so that no name
+//! of the guest's can get into it; and a copy of a directory entry's.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -40,6 +41,35 @@ impl FdName {
     }
 }
 
+/// The most bytes of a directory entry's name.
+const NAME_MAX: usize = 255;
+
+/// A copy of the name of a directory entry.
+#[derive(Clone, Copy, Debug)]
+pub struct NameCopy {
+    /// With zeros behind it.
+    text: [u8; NAME_MAX + 1],
+    len: usize,
+}
+
+impl NameCopy {
+    /// Copies a name without a NUL; `None` where it is longer than any.
+    pub fn of(name: &[u8]) -> Option<Self> {
+        let mut text = [0; NAME_MAX + 1];
+        let len = name.len();
+        text.get_mut(..len)?.copy_from_slice(name);
+        (len <= NAME_MAX).then_some(Self { text, len })
+    }
+
+    /// The name for a system call.
+    pub fn as_c_str(&self) -> &CStr {
+        self.text
+            .get(..=self.len)
+            .and_then(|text| CStr::from_bytes_with_nul(text).ok())
+            .unwrap_or(c"")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -57,5 +87,14 @@ mod tests {
             let expected = fd.as_raw_fd().to_string();
             assert_eq!(FdName::of(fd).as_c_str().to_str().unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn a_copy_is_the_name() {
+        for name in ["a", &"n".repeat(NAME_MAX)] {
+            let copy = NameCopy::of(name.as_bytes()).unwrap();
+            assert_eq!(copy.as_c_str().to_bytes(), name.as_bytes());
+        }
+        assert!(NameCopy::of(&[b'n'; NAME_MAX + 1]).is_none());
     }
 }

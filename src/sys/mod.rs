@@ -4,6 +4,7 @@
 
 pub mod adopt_fd;
 pub mod allocator;
+pub mod clock;
 pub mod cpath;
 pub mod file_handle;
 pub mod ioctl;

@@ -10,6 +10,7 @@ use super::super::inode::{Identity, Inode};
 use super::InodeStore;
 use super::slot::{Slot, flag};
 use crate::id::NodeId;
+use crate::sys::cpath::NameCopy;
 use crate::sys::locks::{lock, read, write};
 
 impl InodeStore {
@@ -30,7 +31,7 @@ impl InodeStore {
 
     /// What an inode is and where it was last found, if it is held by a handle,
     /// not a directory, and the only file that can ever be this.
-    pub fn settled_place(&self, id: NodeId) -> Option<(Identity, NodeId, CString)> {
+    pub fn settled_place(&self, id: NodeId) -> Option<(Identity, NodeId, NameCopy)> {
         let shard = read(self.shard_of(id));
         let slot = shard.by_id(&self.hasher, id)?;
         let is_settled = slot.has(flag::SETTLED) && !slot.has(flag::LOST) && slot.parent != 0;
@@ -38,7 +39,7 @@ impl InodeStore {
         if !is_settled || slot.path.is_some() || identity.kind == FileType::Directory {
             return None;
         }
-        let name = CString::new(shard.name(slot)).ok()?;
+        let name = NameCopy::of(shard.name(slot))?;
         Some((identity, NodeId(slot.parent), name))
     }
 
