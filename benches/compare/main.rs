@@ -15,6 +15,7 @@
 //!   operations without a daemon.
 //! - `driver` keeps the queues full and takes the times, `counters` asks the
 //!   kernel what the daemon used.
+//! - `single` are figures that are no workload.
 //! - `report` makes the tables and the JSON, `chart` the pictures.
 
 #![allow(
@@ -34,10 +35,10 @@ mod plan;
 mod report;
 mod requests;
 mod share;
+mod single;
 mod tree;
 mod workload;
 
-use std::any::Any;
 use std::fs;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,6 +56,7 @@ use common::daemon::Daemon;
 use driver::Sample;
 use plan::{Case, Plan};
 use report::Outcome;
+use single::Figure;
 
 /// Compares virtio-fs daemons by what they do per second and per processor
 /// time.
@@ -138,10 +140,23 @@ fn main() {
         }
         outcomes.push(outcome);
         // A run that is broken off leaves what it had.
-        if let Some(output) = &options.output {
-            write_files(&options, output, &about, &outcomes);
-        }
+        write_files(&options, &about, &outcomes, &[]);
     }
+    let figures = single_figures(&options, share.path());
+    println!("{}", report::figures(&figures));
+    write_files(&options, &about, &outcomes, &figures);
+}
+
+fn single_figures(options: &Options, share: &Path) -> Vec<Figure> {
+    let (daemons, mut figures) = (&options.daemons, Vec::new());
+    if options.plan.wants("start") {
+        figures.push(single::start(daemons, share));
+    }
+    if options.plan.wants("inode table") && !options.quick {
+        let (rounds, time) = (options.rounds(), options.time());
+        figures.extend(single::inode_tables(daemons, share, rounds, time));
+    }
+    figures
 }
 
 /// What was measured, when, where and how.
@@ -176,14 +191,18 @@ fn about(options: &Options, share: &Path) -> String {
     )
 }
 
-fn write_files(options: &Options, output: &Path, about: &str, outcomes: &[Outcome]) {
+fn write_files(options: &Options, about: &str, outcomes: &[Outcome], figures: &[Figure]) {
+    let Some(output) = &options.output else {
+        return;
+    };
     fs::create_dir_all(output).expect("cannot make the directory of --output");
     let write = |name: &str, text: &str| {
         fs::write(output.join(name), text).expect("cannot write the results");
     };
     let tables = report::tables(outcomes, options.daemons.len());
-    write("results.md", &format!("{about}\n{tables}"));
-    write("results.json", &report::json(about, outcomes));
+    let figures_table = report::figures(figures);
+    write("results.md", &format!("{about}\n{tables}{figures_table}"));
+    write("results.json", &report::json(about, outcomes, figures));
     let [first, ..] = outcomes else { return };
     let setting = &first.case.setting;
     let is_other = |outcome: &Outcome| outcome.case.setting != *setting;
@@ -240,11 +259,10 @@ fn run_round(
             continue;
         }
         let binary = &options.daemons[index];
-        // What a daemon does not do surprises the driver, which panics.
         let sample = || sample(options, binary, share, case, round == 0);
-        match catch_unwind(AssertUnwindSafe(sample)) {
+        match attempt(sample) {
             Ok(sample) => samples[index] = sample,
-            Err(panic) => failures[index] = Some(reason(&*panic)),
+            Err(reason) => failures[index] = Some(reason),
         }
     }
     samples
@@ -269,11 +287,14 @@ fn sample(
     Some(sample)
 }
 
-/// What a panic said.
-fn reason(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref().copied());
-    text.unwrap_or("the benchmark says no more").to_owned()
+/// Takes a measurement, or says why a daemon failed: what it does wrong surprises
+/// the driver, which panics.
+fn attempt<T>(measurement: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(measurement)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref().copied());
+        text.unwrap_or("the benchmark says no more").to_owned()
+    })
 }
 
 /// `None` if the daemon has not as many queues.

@@ -26,7 +26,7 @@ impl Case {
 }
 
 /// How a daemon is started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Setting {
     pub(crate) name: String,
     pub(crate) args: Vec<String>,
@@ -61,7 +61,8 @@ const HANDLES: &str = "--inode-file-handles";
 /// a time changed.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Plan {
-    /// Only workloads whose name contains one of these words
+    /// Only workloads whose name contains one of these words; "start" and "inode
+    /// table" are the figures that are no workloads
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 
@@ -139,6 +140,15 @@ impl Plan {
             .iter()
             .flat_map(|part| self.cases_of(part, quick))
             .collect()
+    }
+
+    /// Whether a figure that is no workload is wanted: asked for by its name, or
+    /// as one of all.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        match self.only.as_slice() {
+            [] => !self.is_explicit(),
+            only => only.iter().any(|word| name.contains(word.as_str())),
+        }
     }
 
     fn is_explicit(&self) -> bool {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::Case;
 use crate::driver::Sample;
+use crate::single::Figure;
 
 /// One figure of a sample; not every sample has every one.
 pub(crate) type Metric = fn(&Sample) -> Option<f64>;
@@ -197,12 +198,52 @@ pub(crate) fn tables(outcomes: &[Outcome], daemons: usize) -> String {
 }
 
 /// All figures of all rounds; each list has one list for each daemon.
-pub(crate) fn json(about: &str, outcomes: &[Outcome]) -> String {
+pub(crate) fn json(about: &str, outcomes: &[Outcome], figures: &[Figure]) -> String {
     let cases: Vec<_> = outcomes.iter().map(Outcome::json).collect();
+    let figure = |figure: &Figure| {
+        let floor = figure
+            .floor
+            .map_or("null".to_owned(), |floor| floor.to_string());
+        format!(
+            "{{\"figure\": {:?}, \"floor\": {floor}, \"values\": {:?}}}",
+            figure.name, figure.daemons
+        )
+    };
+    let figures: Vec<_> = figures.iter().map(figure).collect();
     format!(
-        "{{\"about\": {about:?},\n\"cases\": [\n{}\n]}}\n",
-        cases.join(",\n")
+        "{{\"about\": {about:?},\n\"cases\": [\n{}\n],\n\"figures\": [\n{}\n]}}\n",
+        cases.join(",\n"),
+        figures.join(",\n")
     )
+}
+
+/// The table of figures that are no workload; nothing where there are none.
+pub(crate) fn figures(figures: &[Figure]) -> String {
+    let [first, ..] = figures else {
+        return String::new();
+    };
+    let letters: Vec<_> = ('A'..).take(first.daemons.len()).collect();
+    let mut text = "\n### single figures\n\n| |".to_owned();
+    for letter in &letters {
+        write!(text, " {letter} |").unwrap();
+    }
+    write!(
+        text,
+        " floor |\n|---|{}\n",
+        "---:|".repeat(letters.len() + 1)
+    )
+    .unwrap();
+    for Figure {
+        name,
+        daemons,
+        floor,
+    } in figures
+    {
+        let cells: String = daemons.iter().map(|values| cell(values, 2)).collect();
+        let floor = cell(floor.as_slice(), 2);
+        writeln!(text, "| {name} |{cells}{floor}").unwrap();
+    }
+    text
 }
 
 pub(crate) fn median(values: &[f64]) -> Option<f64> {

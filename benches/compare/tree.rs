@@ -35,7 +35,7 @@ fn file_name(index: usize) -> String {
     format!("file-{index:03}")
 }
 
-fn c_name(name: &str) -> CString {
+pub(crate) fn c_name(name: &str) -> CString {
     CString::new(name).unwrap()
 }
 
