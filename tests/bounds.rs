@@ -167,7 +167,7 @@ fn take_everything(client: &mut Client, folder: u64, queue: usize) {
                 Request::new(
                     op::SETXATTR,
                     folder,
-                    e().u32(1000).u64(0).u32(0).name("user.x").bytes(&[7; 1000]),
+                    e().u32(1000).u32(0).name("user.x").bytes(&[7; 1000]),
                 ),
                 Request::new(op::LISTXATTR, folder, e().u32(65536).u32(0)).space(65536),
             ]

@@ -478,6 +478,10 @@ const NOT_RUN: &[(&str, &str)] = &[
         "the first look, over tests/vm/run, which is run",
     ),
     ("cargo bench ", "measures, for minutes; clippy builds it"),
+    (
+        "VIRTIOFSD_WRITE_TABLES=1 cargo test ",
+        "writes what these tests compare otherwise",
+    ),
     ("cargo install cargo-fuzz", "a tool for fuzzing"),
     (
         "cargo fuzz ",

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 
 use common::PATIENCE;
 use common::daemon::Daemon;
+use common::table::Table;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
@@ -39,6 +40,60 @@ const REM_MEM_REG: u32 = 38;
 const SET_DEVICE_STATE_FD: u32 = 42;
 /// One more than any request that exists.
 const BEYOND: u32 = 100;
+
+/// Names of the requests from 1 on.
+const NAMES: [&str; 43] = [
+    "GET_FEATURES",
+    "SET_FEATURES",
+    "SET_OWNER",
+    "RESET_OWNER",
+    "SET_MEM_TABLE",
+    "SET_LOG_BASE",
+    "SET_LOG_FD",
+    "SET_VRING_NUM",
+    "SET_VRING_ADDR",
+    "SET_VRING_BASE",
+    "GET_VRING_BASE",
+    "SET_VRING_KICK",
+    "SET_VRING_CALL",
+    "SET_VRING_ERR",
+    "GET_PROTOCOL_FEATURES",
+    "SET_PROTOCOL_FEATURES",
+    "GET_QUEUE_NUM",
+    "SET_VRING_ENABLE",
+    "SEND_RARP",
+    "NET_SET_MTU",
+    "SET_BACKEND_REQ_FD",
+    "IOTLB_MSG",
+    "SET_VRING_ENDIAN",
+    "GET_CONFIG",
+    "SET_CONFIG",
+    "CREATE_CRYPTO_SESSION",
+    "CLOSE_CRYPTO_SESSION",
+    "POSTCOPY_ADVISE",
+    "POSTCOPY_LISTEN",
+    "POSTCOPY_END",
+    "GET_INFLIGHT_FD",
+    "SET_INFLIGHT_FD",
+    "GPU_SET_SOCKET",
+    "RESET_DEVICE",
+    "VRING_KICK",
+    "GET_MAX_MEM_SLOTS",
+    "ADD_MEM_REG",
+    "REM_MEM_REG",
+    "SET_STATUS",
+    "GET_STATUS",
+    "GET_SHARED_OBJECT",
+    "SET_DEVICE_STATE_FD",
+    "CHECK_DEVICE_STATE",
+];
+
+fn name_of(code: u32) -> String {
+    let name = (code as usize)
+        .checked_sub(1)
+        .and_then(|index| NAMES.get(index));
+    name.map_or_else(|| format!("number {code}"), |name| (*name).to_owned())
+}
 
 /// The version of the protocol, in the flags of each message.
 const VERSION: u32 = 1;
@@ -125,7 +180,7 @@ fn memory(len: u64) -> OwnedFd {
 
 /// The body of SET_MEM_TABLE: the number of regions, then guest address, size,
 /// address in the front end and offset in the file of each.
-fn table(count: u32, regions: &[[u64; 4]]) -> Vec<u8> {
+fn regions_body(count: u32, regions: &[[u64; 4]]) -> Vec<u8> {
     let regions: Vec<u64> = regions.iter().flatten().copied().collect();
     [words(&[count, 0]), longs(&regions)].concat()
 }
@@ -187,9 +242,9 @@ impl Raw {
     }
 
     /// The daemon either serves on, with as many descriptors as before, or ends
-    /// with status 1 and one line that says why.
-    fn assert_sane(mut self, open_before: usize, what: &str) {
-        if self.ask(GET_FEATURES).is_some() {
+    /// with status 1 and one line that says why; tells which.
+    fn assert_sane(mut self, open_before: usize, what: &str) -> &'static str {
+        let outcome = if self.ask(GET_FEATURES).is_some() {
             let open = self.daemon.open_fds();
             assert!(
                 open <= open_before,
@@ -198,42 +253,53 @@ impl Raw {
             drop(self.stream);
             let status = self.daemon.wait();
             assert!(status.success(), "{what}: {status}");
+            SERVED
         } else {
             let status = self.daemon.wait();
             assert_eq!(status.code(), Some(1), "{what}: {status}");
             let errors = self.daemon.log_count(" ERROR virtiofsd] ");
             assert_eq!(errors, 1, "{what}: {:#?}", self.daemon.log());
-        }
+            ENDED
+        };
         assert_eq!(self.daemon.log_count("panicked"), 0, "{what}");
+        outcome
     }
 }
 
-/// Sends one message to a daemon that has everything negotiated.
-fn check(what: &str, message: &Message) {
+/// The daemon went on, whether it took the message or refused it.
+const SERVED: &str = "serves on";
+/// With status 1 and one line that says why.
+const ENDED: &str = "ends";
+
+/// Sends one message to a daemon that has everything negotiated; tells what it did.
+fn check(what: &str, message: &Message) -> &'static str {
     let mut raw = Raw::negotiated();
     let open = raw.daemon.open_fds();
     raw.send(message);
-    raw.assert_sane(open, what);
+    raw.assert_sane(open, what)
 }
 
 #[test]
 fn requests_that_do_not_exist_are_refused() {
+    const NONE: &str = "without a body";
+    const BODY: &str = "with 40 bytes";
+    let mut table = Table::new("front-end-unknown", &["request", NONE, BODY]);
     for code in [0, 4, 7, 17, 39, 44, BEYOND, u32::MAX] {
-        check(&format!("request {code}"), &message(code, &[]));
-        check(
-            &format!("request {code} with a body"),
-            &message(code, &[1; 40]),
-        );
+        let name = name_of(code);
+        table.note(&name, NONE, check(&name, &message(code, &[])));
+        let with_body = check(&format!("{name} with a body"), &message(code, &[1; 40]));
+        table.note(&name, BODY, with_body);
     }
+    table.check();
 }
 
 #[test]
 fn headers_that_lie_are_refused() {
+    let mut table = Table::new("front-end-headers", &["header", "outcome"]);
     for flags in [0, 2, 3, VERSION | REPLY, u32::MAX] {
-        check(
-            &format!("flags {flags:#x}"),
-            &message(GET_FEATURES, &[]).flags(flags),
-        );
+        let what = format!("flags {flags:#x}");
+        let message = message(GET_FEATURES, &[]).flags(flags);
+        table.note(&what, "outcome", check(&what, &message));
     }
     for size in [1, 8, 0x1000, 0x1001, 1 << 31, u32::MAX] {
         let lie = message(GET_FEATURES, &[0; 16]).stated(size);
@@ -244,39 +310,76 @@ fn headers_that_lie_are_refused() {
         let status = raw.daemon.wait();
         assert!(matches!(status.code(), Some(0 | 1)), "{size}: {status}");
         assert_eq!(raw.daemon.log_count("panicked"), 0, "{size}");
+        let outcome = match status.code() {
+            Some(0) => "as if it had gone away",
+            _ => ENDED,
+        };
+        table.note(&format!("a body of {size} stated"), "outcome", outcome);
     }
+    table.check();
 }
 
 #[test]
 fn bodies_of_the_wrong_length_are_refused() {
+    let lengths = [
+        ("0", 0),
+        ("1", 1),
+        ("7", 7),
+        ("9", 9),
+        ("39", 39),
+        ("200", 200),
+    ];
+    let mut columns = vec!["request with so many bytes"];
+    columns.extend(lengths.map(|(column, _)| column));
+    let mut table = Table::new("front-end-lengths", &columns);
     for code in (1..=43).filter(|code| !matches!(code, 4 | 7 | 17)) {
-        for len in [0, 1, 7, 9, 39, 200] {
-            check(
-                &format!("request {code} with {len} bytes"),
-                &message(code, &vec![0; len]).flags(VERSION | NEED_REPLY),
-            );
+        for (column, len) in lengths {
+            let name = name_of(code);
+            let message = message(code, &vec![0; len]).flags(VERSION | NEED_REPLY);
+            let outcome = check(&format!("{name} with {len} bytes"), &message);
+            table.note(&name, column, outcome);
         }
     }
+    table.check();
 }
 
 #[test]
 fn descriptors_that_nobody_asked_for_are_closed() {
+    let counts = [("1", 1), ("3", 3), ("8", 8), ("40", 40)];
+    let mut columns = vec!["request with so many descriptors too many"];
+    columns.extend(counts.map(|(column, _)| column));
+    let mut table = Table::new("front-end-descriptors", &columns);
     for code in [GET_FEATURES, SET_FEATURES, SET_VRING_NUM, SET_VRING_ENABLE] {
-        for count in [1, 3, 8, 40] {
+        for (column, count) in counts {
+            let name = name_of(code);
             let files = (0..count).map(|_| null()).collect();
             let body = longs(&[0]);
             let body = if code == GET_FEATURES { &[][..] } else { &body };
-            check(
-                &format!("request {code} with {count} descriptors"),
+            let outcome = check(
+                &format!("{name} with {count} descriptors"),
                 &message(code, body).files(files),
             );
+            table.note(&name, column, outcome);
         }
     }
+    table.check();
 }
 
 #[test]
 fn events_of_the_wrong_number_or_kind_are_refused() {
+    const BEYOND_LAST: &str = "for a queue beyond the last";
+    let columns = [
+        "request with",
+        "no event",
+        "two events",
+        "a folder",
+        "a device",
+        "memory",
+        BEYOND_LAST,
+    ];
+    let mut table = Table::new("front-end-events", &columns);
     for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        let name = name_of(code);
         for (kind, files) in [
             ("no event", vec![]),
             ("two events", vec![event(), event()]),
@@ -288,16 +391,16 @@ fn events_of_the_wrong_number_or_kind_are_refused() {
             // A queue may keep what it was given.
             let open = raw.daemon.open_fds() + 1;
             raw.send(&message(code, &longs(&[1])).files(files));
-            raw.assert_sane(open, &format!("request {code} with {kind}"));
+            let outcome = raw.assert_sane(open, &format!("{name} with {kind}"));
+            table.note(&name, kind, outcome);
         }
         for index in [2, 3, 63, 255] {
             let files = vec![event()];
-            check(
-                &format!("request {code} for a queue beyond the last"),
-                &message(code, &longs(&[index + 63])).files(files),
-            );
+            let message = message(code, &longs(&[index + 63])).files(files);
+            table.note(&name, BEYOND_LAST, check(&name, &message));
         }
     }
+    table.check();
 }
 
 #[test]
@@ -367,33 +470,40 @@ fn memory_that_cannot_be_is_refused() {
             vec![memory(16 * page), memory(16 * page)],
         ),
     ];
+    let mut table = Table::new("front-end-memory", &["memory", "outcome"]);
     for (what, count, regions, files) in cases {
         let mut raw = Raw::negotiated();
         // What was good about it may be mapped, which holds no descriptor twice.
         let open = raw.daemon.open_fds() + files.len();
-        raw.send(&message(SET_MEM_TABLE, &table(count, &regions)).files(files));
-        raw.assert_sane(open, what);
+        raw.send(&message(SET_MEM_TABLE, &regions_body(count, &regions)).files(files));
+        table.note(what, "outcome", raw.assert_sane(open, what));
     }
     let one = |region: [u64; 4]| [words(&[0, 0]), longs(&region)].concat();
-    check(
-        "a region more without memory",
-        &message(ADD_MEM_REG, &one(whole)),
-    );
-    check(
-        "a region that is not there goes",
-        &message(REM_MEM_REG, &one(whole)),
-    );
-    let gone = message(REM_MEM_REG, &one(whole)).files(vec![memory(page)]);
-    check("a region that is not there goes with a descriptor", &gone);
+    let gone = message(REM_MEM_REG, &one(whole));
+    let with_memory = message(REM_MEM_REG, &one(whole)).files(vec![memory(page)]);
+    for (what, message) in [
+        (
+            "a region more without memory",
+            message(ADD_MEM_REG, &one(whole)),
+        ),
+        ("a region that is not there goes", gone),
+        (
+            "a region that is not there goes with a descriptor",
+            with_memory,
+        ),
+    ] {
+        table.note(what, "outcome", check(what, &message));
+    }
+    table.check();
 }
 
 #[test]
 fn queues_that_cannot_be_are_refused() {
+    let mut table = Table::new("front-end-queues", &["queue", "outcome"]);
     for size in [0, 3, 1023, 2048, 1 << 15, 1 << 16, u32::MAX] {
-        check(
-            &format!("a queue of {size}"),
-            &message(SET_VRING_NUM, &words(&[1, size])),
-        );
+        let what = format!("size {size}");
+        let message = message(SET_VRING_NUM, &words(&[1, size]));
+        table.note(&what, "outcome", check(&what, &message));
     }
     for index in [62, 64, 1000, u32::MAX] {
         for code in [
@@ -402,10 +512,9 @@ fn queues_that_cannot_be_are_refused() {
             GET_VRING_BASE,
             SET_VRING_ENABLE,
         ] {
-            check(
-                &format!("request {code} for queue {index}"),
-                &message(code, &words(&[index, 1])),
-            );
+            let what = format!("{} for queue {index}", name_of(code));
+            let message = message(code, &words(&[index, 1]));
+            table.note(&what, "outcome", check(&what, &message));
         }
     }
     for (what, addresses) in [
@@ -414,8 +523,11 @@ fn queues_that_cannot_be_are_refused() {
         ("at the end", [u64::MAX, u64::MAX, u64::MAX, u64::MAX]),
     ] {
         let body = [words(&[1, 0]), longs(&addresses)].concat();
-        check(&format!("a ring {what}"), &message(SET_VRING_ADDR, &body));
+        let what = format!("a ring {what}");
+        let outcome = check(&what, &message(SET_VRING_ADDR, &body));
+        table.note(&what, "outcome", outcome);
     }
+    table.check();
 }
 
 /// Such memory has no descriptor, so the front end shares none.
@@ -449,12 +561,15 @@ fn what_comes_before_its_time_is_refused_or_harmless() {
         message(GET_CONFIG, &words(&[0, 40, 0])),
         message(SET_DEVICE_STATE_FD, &words(&[7, 7])).files(vec![null()]),
     ];
+    let mut table = Table::new("front-end-order", &["the first message", "outcome"]);
     for first in before {
         let mut raw = Raw::connect();
         let open = raw.daemon.open_fds() + first.files.len();
         raw.send(&first);
-        raw.assert_sane(open, &format!("request {} comes first", first.code));
+        let name = name_of(first.code);
+        table.note(&name, "outcome", raw.assert_sane(open, &name));
     }
+    table.check();
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! A guest that means harm: malformed requests and corrupted rings. The daemon
-//! answers what can be answered, gives up on a broken ring with one line in
-//! its log, and goes on serving everything else.
+//! A guest that means harm, by its rings and its memory: the daemon answers what
+//! can be answered, gives up on a broken ring with one line in its log, and goes
+//! on serving everything else. `hostile_requests.rs` has malformed requests.
 
 #![allow(
     clippy::expect_used,
@@ -12,493 +12,23 @@
 mod common;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::every_operation::{getattr_root, still_serves};
 use common::frontend::{
     Buffer, Config, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, F_INDIRECT, LOW_MEMORY,
     Queue, REQUEST, Vmm,
 };
-use common::fuse_client::{
-    Client, RawReply, ReplySize, Request, SetAttr, Split, read_in, release_in, write_in,
-};
+use common::fuse_client::{Client, RawReply, ReplySize, Request, read_in};
+use common::memory::VMM_BASE;
 use common::session::Session;
-use common::wire::{Encoder, IN_HEADER, OUT_HEADER, OutHeader, ROOT, init, op};
+use common::table::{Table, errno_name};
+use common::wire::{Encoder, OUT_HEADER, OutHeader, ROOT, op};
 use common::{PATIENCE, Random, wait_event};
-use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-/// A folder, a file with handle, a link: what requests are about.
-struct Things {
-    file: u64,
-    file_fh: u64,
-    dir: u64,
-    dir_fh: u64,
-    link: u64,
-}
-
-/// Body of GETLK, SETLK and SETLKW: ten bytes, exclusively.
-fn lock_in(fh: u64) -> Encoder {
-    let range = Encoder::new().u64(fh).u64(1).u64(0).u64(9);
-    range.u32(libc::F_WRLCK as u32).u32(1).u64(0)
-}
-
-fn things(session: &mut Session) -> Things {
-    session.put("file", "text");
-    fs::create_dir(session.path("dir")).unwrap();
-    std::os::unix::fs::symlink("target", session.path("link")).unwrap();
-    let c = &mut session.client;
-    let file = c.walk("file").unwrap().nodeid;
-    let dir = c.walk("dir").unwrap().nodeid;
-    let link = c.walk("link").unwrap().nodeid;
-    let file_fh = c.open(file, libc::O_RDWR).unwrap().fh;
-    let dir_fh = c.opendir(dir).unwrap().fh;
-    Things {
-        file,
-        file_fh,
-        dir,
-        dir_fh,
-        link,
-    }
-}
-
-/// One valid request of each operation. INIT and DESTROY come last.
-fn one_of_each(t: &Things) -> Vec<Request> {
-    let e = Encoder::new;
-    let dir_request = |opcode| Request::new(opcode, t.dir, read_in(t.dir_fh, 0, 4096)).space(4096);
-    let flush = e().u64(t.file_fh).u64(0).u64(0);
-    let fsync = |fh: u64| e().u64(fh).u64(0);
-    let setattr = e().u32(1).u32(0).bytes(&[0; 64]).u32(0o644).bytes(&[0; 16]);
-    let init_body = e()
-        .u32(7)
-        .u32(38)
-        .u32(1 << 17)
-        .u32((init::LINUX & 0xffff_ffff) as u32);
-    let init_body = init_body.u32((init::LINUX >> 32) as u32).bytes(&[0; 44]);
-    vec![
-        Request::new(op::LOOKUP, ROOT, e().name("file")),
-        Request::new(op::FORGET, t.file, e().u64(0)),
-        Request::new(op::GETATTR, t.file, e().u64(0).u64(0)),
-        Request::new(op::SETATTR, t.file, setattr),
-        Request::new(op::READLINK, t.link, e()).space(100),
-        Request::new(op::SYMLINK, t.dir, e().name("symlink").name("target")),
-        Request::new(
-            op::MKNOD,
-            t.dir,
-            e().u32(libc::S_IFREG | 0o644).u32(0).u64(0).name("mknod"),
-        ),
-        Request::new(op::MKDIR, t.dir, e().u64(0o755).name("mkdir")),
-        Request::new(op::UNLINK, t.dir, e().name("mknod")),
-        Request::new(op::RMDIR, t.dir, e().name("mkdir")),
-        Request::new(
-            op::RENAME,
-            t.dir,
-            e().u64(t.dir).name("symlink").name("renamed"),
-        ),
-        Request::new(op::LINK, t.dir, e().u64(t.file).name("linked")),
-        Request::new(op::OPEN, t.file, e().u64(0)),
-        Request::new(op::READ, t.file, read_in(t.file_fh, 0, 100)).space(100),
-        Request::new(
-            op::WRITE,
-            t.file,
-            write_in(t.file_fh, 0, 20, 0, 0).bytes(&[b'w'; 20]),
-        ),
-        Request::new(op::STATFS, ROOT, e()),
-        Request::new(op::RELEASE, t.file, release_in(77)),
-        Request::new(op::FSYNC, t.file, fsync(t.file_fh)),
-        Request::new(
-            op::SETXATTR,
-            t.file,
-            e().u32(5).u32(0).name("user.x").bytes(b"value"),
-        ),
-        Request::new(op::GETXATTR, t.file, e().u64(100).name("user.x")).space(100),
-        Request::new(op::LISTXATTR, t.file, e().u64(100)).space(100),
-        Request::new(op::REMOVEXATTR, t.file, e().name("user.x")),
-        Request::new(op::FLUSH, t.file, flush),
-        Request::new(op::OPENDIR, t.dir, e().u64(0)),
-        dir_request(op::READDIR),
-        dir_request(op::READDIRPLUS),
-        Request::new(op::RELEASEDIR, t.dir, release_in(77)),
-        Request::new(op::FSYNCDIR, t.dir, fsync(t.dir_fh)),
-        Request::new(op::ACCESS, t.file, e().u64(4)),
-        Request::new(
-            op::CREATE,
-            t.dir,
-            e().u32(libc::O_RDWR as u32 | libc::O_CREAT as u32)
-                .u32(0o644)
-                .u64(0)
-                .name("created"),
-        ),
-        Request::new(op::INTERRUPT, 0, e().u64(2)),
-        Request::new(op::IOCTL, t.file, e().u64(t.file_fh).u64(0).u64(0).u64(0)).space(16),
-        Request::new(
-            op::IOCTL,
-            t.file,
-            e().u64(t.file_fh)
-                .u32(0)
-                .u32(0x4008_6602)
-                .u64(0)
-                .u32(4)
-                .u32(0)
-                .u32(0),
-        )
-        .space(16),
-        Request::new(op::GETLK, t.file, lock_in(t.file_fh)),
-        Request::new(op::SETLK, t.file, lock_in(t.file_fh)),
-        Request::new(op::SETLKW, t.file, lock_in(t.file_fh)),
-        Request::new(
-            op::TMPFILE,
-            t.dir,
-            e().u32((libc::O_RDWR | libc::O_TMPFILE) as u32)
-                .u32(0o644)
-                .u64(0)
-                .name("/"),
-        ),
-        Request::new(op::STATX, t.file, e().u64(0).u64(0).u32(0).u32(0xfff)),
-        Request::new(
-            op::BATCH_FORGET,
-            0,
-            e().u64(2).u64(t.file).u64(0).u64(t.dir).u64(0),
-        ),
-        Request::new(
-            op::FALLOCATE,
-            t.file,
-            e().u64(t.file_fh).u64(0).u64(100).u64(0),
-        ),
-        Request::new(
-            op::RENAME2,
-            t.dir,
-            e().u64(t.dir).u64(0).name("renamed").name("again"),
-        ),
-        Request::new(op::LSEEK, t.file, e().u64(t.file_fh).u64(0).u64(3)),
-        Request::new(
-            op::COPY_FILE_RANGE,
-            t.file,
-            e().u64(t.file_fh)
-                .u64(0)
-                .u64(t.file)
-                .u64(t.file_fh)
-                .u64(50)
-                .u64(4)
-                .u64(0),
-        ),
-        Request::new(op::SYNCFS, ROOT, e().u64(0)),
-        Request::new(op::GETLK, t.file, e().u64(t.file_fh).bytes(&[0; 40])).space(24),
-        Request::new(op::SETLK, t.file, e().u64(t.file_fh).bytes(&[0; 40])),
-        Request::new(999, t.file, e().bytes(&[0; 40])),
-        Request::new(op::DESTROY, ROOT, e()),
-        Request::new(op::INIT, 0, init_body).space(64),
-    ]
-}
-
-/// The daemon is well: a valid request is answered.
-fn still_serves(session: &mut Session) {
-    session.client.init();
-    session.client.split = Split::Header;
-    let name = "still-here";
-    let (entry, open) = session
-        .client
-        .create(ROOT, name, libc::O_RDWR, 0o600)
-        .unwrap();
-    session
-        .client
-        .write(entry.nodeid, open.fh, 0, b"text")
-        .unwrap();
-    session.client.release(entry.nodeid, open.fh).unwrap();
-    assert_eq!(session.get(name), b"text");
-    session.client.unlink(ROOT, name).unwrap();
-}
-
-fn getattr_root(session: &mut Session, what: &str) {
-    let answer = session.client.getattr(ROOT);
-    assert!(answer.is_ok(), "GETATTR after {what}: {answer:?}");
-}
-
-fn modes() -> [&'static [&'static str]; 2] {
-    [&["--xattr"], &["--xattr", "--thread-pool-size", "2"]]
-}
-
-// ---- malformed requests
-
-#[test]
-fn every_truncated_request_is_survived() {
-    for args in modes() {
-        let mut session = Session::new(args);
-        let things = things(&mut session);
-        for request in one_of_each(&things) {
-            let (unique, whole) = session.client.encode(&request);
-            for len in 0..=whole.len() {
-                for honest in [true, false] {
-                    let mut bytes = whole[..len].to_vec();
-                    if honest && len >= 4 {
-                        bytes[..4].copy_from_slice(&u32::try_from(len).unwrap().to_le_bytes());
-                    }
-                    let what = format!(
-                        "the first {len} bytes of operation {} of {}",
-                        request.opcode,
-                        whole.len()
-                    );
-                    let raw = session.client.call_bytes(&bytes, OUT_HEADER + 4096);
-                    raw.assert_sane(unique, &what);
-                    if len < IN_HEADER {
-                        let is_ok = raw.used_len > 0 && OutHeader::decode(&raw.bytes).error == 0;
-                        assert!(!is_ok, "{what} was taken for a request");
-                    }
-                    if request.opcode == op::DESTROY || request.opcode == op::INIT {
-                        session.client.init();
-                    } else {
-                        getattr_root(&mut session, &what);
-                    }
-                }
-            }
-        }
-        still_serves(&mut session);
-        session.finish();
-    }
-}
-
-#[test]
-fn lengths_that_lie_are_survived() {
-    let mut session = Session::new(&["--xattr"]);
-    let things = things(&mut session);
-    for request in one_of_each(&things) {
-        let (unique, whole) = session.client.encode(&request);
-        let len = u32::try_from(whole.len()).unwrap();
-        for lie in [
-            0,
-            1,
-            39,
-            40,
-            len - 1,
-            len + 1,
-            len + 8,
-            len + 4096,
-            1 << 20,
-            1 << 31,
-            u32::MAX,
-        ] {
-            let mut bytes = whole.clone();
-            bytes[..4].copy_from_slice(&lie.to_le_bytes());
-            let raw = session.client.call_bytes(&bytes, OUT_HEADER + 4096);
-            raw.assert_sane(
-                unique,
-                &format!("operation {} with length {lie}", request.opcode),
-            );
-        }
-    }
-    still_serves(&mut session);
-    session.finish();
-}
-
-#[test]
-fn every_room_for_a_reply_is_survived() {
-    for args in modes() {
-        let mut session = Session::new(args);
-        let things = things(&mut session);
-        for request in one_of_each(&things) {
-            for room in (0..180).chain([4096]) {
-                let (unique, bytes) = session.client.encode(&request);
-                let raw = session.client.call_bytes(&bytes, room);
-                raw.assert_sane(
-                    unique,
-                    &format!("operation {} with room for {room}", request.opcode),
-                );
-                assert!(raw.used_len as usize <= room);
-            }
-        }
-        still_serves(&mut session);
-        session.finish();
-    }
-}
-
-#[test]
-fn requests_in_single_bytes_are_understood() {
-    let config = Config {
-        queue_size: 1024,
-        ..Config::default()
-    };
-    let mut session = Session::with_config(&["--xattr"], &config);
-    let things = things(&mut session);
-    for request in one_of_each(&things) {
-        session.client.split = Split::Pieces(1, 1);
-        let (unique, bytes) = session.client.encode(&request);
-        let raw = session.client.call_bytes(&bytes, OUT_HEADER + 200);
-        raw.assert_sane(unique, &format!("operation {}", request.opcode));
-        let silent = [op::FORGET, op::BATCH_FORGET, op::INTERRUPT, op::DESTROY];
-        assert!(raw.used_len > 0 || silent.contains(&request.opcode));
-    }
-    still_serves(&mut session);
-    session.finish();
-}
-
-#[test]
-fn random_bodies_are_survived() {
-    for args in modes() {
-        let mut session = Session::new(args);
-        let t = things(&mut session);
-        let mut random = Random(0x1234_5678_9abc_def1);
-        let requests = one_of_each(&t);
-        for round in 0..3000 {
-            let mut request = requests[random.below(requests.len() as u64) as usize].clone();
-            if request.opcode == op::INIT || request.opcode == op::DESTROY {
-                continue;
-            }
-            request.nodeid =
-                [ROOT, t.file, t.dir, t.link, 0, random.next()][random.below(6) as usize];
-            match round % 3 {
-                // Some bytes of the body are others.
-                0 => {
-                    for _ in 0..=random.below(4) {
-                        let len = request.body.len().max(1) as u64;
-                        let index = random.below(len) as usize;
-                        if let Some(byte) = request.body.get_mut(index) {
-                            *byte = random.next() as u8;
-                        }
-                    }
-                }
-                // A field has one of the values that sums stumble over.
-                1 => {
-                    let special = [
-                        0,
-                        1,
-                        u64::MAX,
-                        1 << 63,
-                        i64::MAX as u64,
-                        u64::from(u32::MAX),
-                        1 << 31,
-                    ];
-                    let value = special[random.below(special.len() as u64) as usize];
-                    let words = request.body.len() as u64 / 8;
-                    if words > 0 {
-                        let at = 8 * random.below(words) as usize;
-                        request.body[at..at + 8].copy_from_slice(&value.to_le_bytes());
-                    }
-                }
-                // All of it is.
-                _ => {
-                    let len = random.below(200);
-                    request.body = (0..len).map(|_| random.next() as u8).collect();
-                }
-            }
-            let (unique, bytes) = session.client.encode(&request);
-            let raw = session
-                .client
-                .call_bytes(&bytes, OUT_HEADER + random.below(4096) as usize);
-            raw.assert_sane(unique, &format!("{request:x?}"));
-        }
-        still_serves(&mut session);
-        session.finish();
-    }
-}
-
-#[test]
-fn extensions_that_lie_are_survived() {
-    let mut session = Session::new(&[]);
-    let e = Encoder::new;
-    for (index, extension) in [
-        e(),
-        e().u64(0),
-        e().u32(8).u32(32),
-        e().u32(7).u32(32),
-        e().u32(0).u32(32),
-        e().u32(u32::MAX).u32(32),
-        e().u32(16).u32(32).u32(u32::MAX).u32(1),
-        e().u32(16).u32(32).u32(1).u32(u32::MAX),
-        e().u32(16).u32(32).u32(0).u32(0),
-        e().u32(24).u32(32).u32(2).u32(5).u32(6).u32(0),
-        e().u32(16).u32(1).u32(u32::MAX).u32(0),
-        e().u32(16).u32(1).u32(4).u32(0),
-        e().u32(16).u32(31).u32(0).u32(0),
-        e().u32(16).u32(99).u64(0),
-        e().u32(1 << 31).u32(1),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        for total in [extension.0.len() / 8, 0, 1, 2, 0x7fff, 0xffff] {
-            let request = Request::new(
-                op::MKDIR,
-                ROOT,
-                e().u64(0o755).name(format!("d{index}-{total}")),
-            );
-            let (unique, mut bytes) = session.client.encode(&request);
-            bytes.extend(&extension.0);
-            let len = u32::try_from(bytes.len()).unwrap();
-            bytes[..4].copy_from_slice(&len.to_le_bytes());
-            bytes[36..38].copy_from_slice(&u16::try_from(total).unwrap().to_le_bytes());
-            let raw = session.client.call_bytes(&bytes, OUT_HEADER + 128);
-            raw.assert_sane(unique, &format!("extension {index} of {total} words"));
-        }
-    }
-    still_serves(&mut session);
-    session.finish();
-}
-
-#[test]
-fn forgets_of_more_than_is_sent_are_survived() {
-    let mut session = Session::new(&[]);
-    for count in [1, 2, 1000, u32::MAX] {
-        let request = Request::new(
-            op::BATCH_FORGET,
-            0,
-            Encoder::new().u32(count).u32(0).u64(ROOT),
-        );
-        let (unique, bytes) = session.client.encode(&request);
-        for room in [0, OUT_HEADER] {
-            let raw = session.client.call_bytes(&bytes, room);
-            raw.assert_sane(unique, "BATCH_FORGET");
-        }
-    }
-    still_serves(&mut session);
-    session.finish();
-}
-
-#[test]
-fn malformed_requests_are_not_logged_at_will() {
-    let mut session = Session::new(&[]);
-    for _ in 0..100 {
-        session.client.call_bytes(&[0; 10], 100);
-        session.client.call_bytes(&[0xff; 60], 100);
-        session.client.call_bytes(&[], 100);
-        session.client.lookup(ROOT, "a/b").unwrap_err();
-    }
-    getattr_root(&mut session, "nonsense");
-    let lines = session.finish().log().len();
-    assert!(lines < 20, "{lines} lines in the log");
-}
-
-#[test]
-fn a_million_failures_cost_nothing() {
-    let mut session = Session::new(&[]);
-    session.put("f", "");
-    let f = session.client.walk("f").unwrap().nodeid;
-    let fds = session.daemon.open_fds();
-    let fail = |session: &mut Session, rounds| {
-        for _ in 0..rounds {
-            let c = &mut session.client;
-            c.lookup(ROOT, "missing").unwrap_err();
-            c.mkdir(ROOT, "f", 0o755, 0).unwrap_err();
-            c.read(f, 12345, 0, 100).unwrap_err();
-            c.create(f, "x", libc::O_RDWR, 0o644).unwrap_err();
-            c.rename((ROOT, "missing"), (ROOT, "f")).unwrap_err();
-            c.setattr(
-                f,
-                &SetAttr {
-                    size: Some(u64::MAX),
-                    ..SetAttr::default()
-                },
-            )
-            .unwrap_err();
-            c.call_bytes(&[1; 45], 20);
-        }
-    };
-    fail(&mut session, 200);
-    let rss = session.daemon.rss();
-    fail(&mut session, 3000);
-    let grown = session.daemon.rss().saturating_sub(rss);
-    assert!(grown < 1 << 20, "{grown} bytes more in use");
-    session.daemon.expect_open_fds(fds);
-    session.finish();
-}
 
 // ---- corrupted rings
 
@@ -659,6 +189,23 @@ const CHAIN: &[(&str, Corrupt)] = &[
     ("an indirect table outside of memory", |queue, _, _| {
         indirect(queue, NOWHERE, 32, 0);
     }),
+    (
+        "an indirect table at an odd address",
+        |queue, input, output| {
+            let table = queue.memory.alloc(4096) + 1;
+            queue.memory.write(table, &input.to_bytes());
+            queue.memory.write(table + 16, &output.to_bytes());
+            indirect(queue, table, 32, 0);
+        },
+    ),
+    ("a request at an odd address", |queue, input, output| {
+        let bytes = queue.memory.read_vec(input.addr, input.len as usize);
+        let addr = input.addr + 4000 + 1;
+        queue.memory.write(addr, &bytes);
+        queue.write_descriptor(0, Descriptor { addr, ..input });
+        queue.write_descriptor(1, output);
+        offer(queue, 0);
+    }),
     ("an indirect table of a broken length", |queue, input, _| {
         indirect(queue, input.addr, 33, 0);
     }),
@@ -756,8 +303,28 @@ fn restart(session: &mut Session, victim: &Client) {
     }
 }
 
+/// What came of damage, once the queue was stopped: why it broke, or its answer.
+fn outcome(complaints: &[String], queue: &Queue, reply: u64, before: u16) -> String {
+    if let [line] = complaints {
+        let (_, why) = line.split_once("resets the device: ").expect(line);
+        return format!("the queue stops: {why}");
+    }
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    let slot = u64::from(before % queue.size);
+    let len = queue.region().read_u32(queue.used + 8 + 8 * slot);
+    if len == 0 {
+        return "none".to_owned();
+    }
+    let header = queue.memory.read_vec(reply, OUT_HEADER);
+    match OutHeader::decode(&header).error {
+        0 => "done".to_owned(),
+        error => errno_name(-error),
+    }
+}
+
 #[test]
 fn a_broken_ring_stops_alone_and_is_logged_once() {
+    let mut table = Table::new("rings", &["damage of the ring", "outcome"]);
     for args in [&[][..], &["--thread-pool-size", "2"]] {
         for (what, corrupt) in RING {
             let (mut session, mut victim) = with_victim(args, &Config::default());
@@ -767,8 +334,7 @@ fn a_broken_ring_stops_alone_and_is_logged_once() {
             corrupt(&mut victim.queue, input, output);
             victim.queue.kick();
             assert!(wait_event(&error, PATIENCE), "{what}: no error event");
-            let line = session.daemon.expect_complaint_after(before);
-            assert!(!line.contains("panicked"), "{line}");
+            session.daemon.expect_complaint_after(before);
             for _ in 0..10 {
                 victim.queue.kick();
                 session.client.getattr(ROOT).unwrap();
@@ -777,12 +343,19 @@ fn a_broken_ring_stops_alone_and_is_logged_once() {
             let complaints = session.finish().complaints().split_off(before);
             assert_eq!(complaints.len(), 1, "{what}: {complaints:#?}");
             assert_eq!(error.read().unwrap(), 1, "{what}: error events");
+            table.note(
+                what,
+                "outcome",
+                outcome(&complaints, &victim.queue, output.addr, 0),
+            );
         }
     }
+    table.check();
 }
 
 #[test]
 fn a_broken_chain_harms_nobody_else() {
+    let mut table = Table::new("chains", &["damage of a chain", "outcome"]);
     for args in [&[][..], &["--thread-pool-size", "2"]] {
         for (what, corrupt) in CHAIN {
             let (mut session, mut victim) = with_victim(args, &Config::default());
@@ -793,7 +366,7 @@ fn a_broken_chain_harms_nobody_else() {
             corrupt(&mut victim.queue, input, output);
             victim.queue.ask_for_call_after(0);
             victim.queue.kick();
-            let deadline = Instant::now() + common::PATIENCE;
+            let deadline = Instant::now() + PATIENCE;
             while victim.queue.used_index() == used && session.daemon.complaints().len() == before {
                 assert!(
                     Instant::now() < deadline,
@@ -811,11 +384,122 @@ fn a_broken_chain_harms_nobody_else() {
             let mut anew = Client::new(session.vmm.start_queue(2));
             anew.getattr(ROOT).unwrap();
             let complaints = session.finish().complaints().split_off(before);
-            assert!(answered <= 1, "{what}: {answered} answers");
-            assert!(complaints.len() <= 1, "{what}: {complaints:#?}");
             let signalled = error.read().unwrap_or(0) as usize;
             assert_eq!(signalled, complaints.len(), "{what}: error events");
+            let expected = u16::from(complaints.is_empty());
+            assert_eq!(answered, expected, "{what}: answers");
+            table.note(
+                what,
+                "outcome",
+                outcome(&complaints, &victim.queue, output.addr, used),
+            );
         }
+    }
+    table.check();
+}
+
+/// A ring of queue 2 that lies where there is nothing but what the guest left.
+fn elsewhere(session: &Session, random: &mut Random) -> VringConfigData {
+    let place = session.vmm.memory.alloc(64 << 10);
+    let junk: Vec<u8> = (0..64 << 10).map(|_| random.next() as u8).collect();
+    session.vmm.memory.write(place, &junk);
+    let at = VMM_BASE + place;
+    VringConfigData {
+        queue_max_size: 128,
+        queue_size: 128,
+        flags: 0,
+        desc_table_addr: at,
+        avail_ring_addr: at + (16 << 10),
+        used_ring_addr: at + (32 << 10),
+        log_addr: None,
+    }
+}
+
+#[test]
+fn a_ring_that_is_moved_while_it_is_served_harms_nobody_else() {
+    const ROUNDS: usize = 30;
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        let (mut session, mut victim) = with_victim(args, &Config::default());
+        session.put("f", vec![7; 1 << 16]);
+        let f = session.client.walk("f").unwrap().nodeid;
+        let fh = session.client.open(f, libc::O_RDONLY).unwrap().fh;
+        let mut random = Random(0x5eed_0001);
+        let before = session.daemon.complaints().len();
+        for _ in 0..ROUNDS {
+            for _ in 0..20 {
+                victim.start(&Request::new(op::READ, f, read_in(fh, 0, 4096)).space(4096));
+            }
+            victim.submit();
+            let place = elsewhere(&session, &mut random);
+            session.vmm.vhost.set_vring_addr(2, &place).unwrap();
+            for _ in 0..10 {
+                victim.queue.kick();
+                session.client.getattr(ROOT).unwrap();
+            }
+            session.vmm.stop_queue(&victim.queue);
+            victim = Client::new(session.vmm.start_queue(2));
+            victim.getattr(ROOT).unwrap();
+        }
+        let complaints = session.finish().complaints().split_off(before);
+        assert!(complaints.len() <= ROUNDS, "{complaints:#?}");
+    }
+}
+
+#[test]
+fn queues_are_started_stopped_and_enabled_in_any_order() {
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        let (mut session, mut victim) = with_victim(args, &Config::default());
+        let mut random = Random(0x5eed_0002);
+        let request = || Request::new(op::GETATTR, ROOT, Encoder::new().u64(0).u64(0));
+        for _ in 0..400 {
+            let queue = &victim.queue;
+            let vhost = &mut session.vmm.vhost;
+            match random.below(8) {
+                0 => vhost.set_vring_enable(2, false).unwrap(),
+                1 => vhost.set_vring_enable(2, true).unwrap(),
+                2 => drop(vhost.get_vring_base(2).unwrap()),
+                3 => vhost.set_vring_kick(2, &queue.kick).unwrap(),
+                4 => vhost.set_vring_call(2, &queue.call).unwrap(),
+                5 => vhost.set_vring_base(2, queue.last_used()).unwrap(),
+                6 => queue.kick.write(1).unwrap(),
+                _ => {
+                    if victim.in_flight() < 40 {
+                        victim.start(&request());
+                        victim.submit();
+                    }
+                }
+            }
+            session.client.getattr(ROOT).unwrap();
+        }
+        restart(&mut session, &victim);
+        session.finish();
+    }
+}
+
+#[test]
+fn a_flood_of_kicks_harms_nobody() {
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        let (mut session, mut victim) = with_victim(args, &Config::default());
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (kick, stop) = (&victim.queue.kick, &stop);
+            let flood = scope.spawn(move || {
+                let mut kicks = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    kick.write(1).unwrap();
+                    kicks += 1;
+                }
+                kicks
+            });
+            for _ in 0..2000 {
+                session.client.getattr(ROOT).unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(flood.join().unwrap() > 0);
+        });
+        victim.getattr(ROOT).unwrap();
+        let lines = session.finish().log().len();
+        assert!(lines < 10, "{lines} lines in the log");
     }
 }
 
@@ -844,7 +528,6 @@ fn a_broken_ring_is_well_after_a_reset_of_the_device() {
     for queue in [&session.hiprio, &session.client.queue, &victim.queue] {
         session.vmm.stop_queue(queue);
     }
-    use vhost::vhost_user::VhostUserFrontend;
     session.vmm.vhost.reset_device().unwrap();
     session
         .vmm
@@ -922,11 +605,11 @@ fn requests_changed_while_they_are_served_are_survived() {
     let (_, valid) = session.client.encode(&request);
     let (place, room) = (memory.alloc(4096), memory.alloc(1 << 16));
     memory.write(place, &valid);
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut random = Random(99);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let index = random.below(valid.len() as u64);
                 memory.write(place + index, &[random.next() as u8]);
                 memory.write(place + index, &valid[index as usize..=index as usize]);
@@ -945,7 +628,7 @@ fn requests_changed_while_they_are_served_are_survived() {
             assert!(used.len <= 1 << 16);
             queue.release(used.head);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
     });
     still_serves(&mut session);
     session.finish();

@@ -33,7 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("device", &["sys", "guest", "fs", "server", "metrics"]),
     ("process", &["sys"]),
-    ("logging", &[]),
+    ("logging", &["sys"]),
     ("cli", &["config"]),
     (
         "app",

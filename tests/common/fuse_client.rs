@@ -21,7 +21,7 @@ use super::wire::{
 pub type Answer<T = Vec<u8>> = Result<T, i32>;
 
 /// What guest memory holds where nothing was written.
-const POISON: u8 = 0xa5;
+pub const POISON: u8 = 0xa5;
 /// Poisoned bytes around every buffer.
 const GUARD: u64 = 32;
 

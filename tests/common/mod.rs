@@ -7,6 +7,8 @@
 //! - [`machine`] is a guest that moves from daemon to daemon.
 //! - [`trace`] is what a daemon asked of the kernel.
 //! - [`session`] is all of these together, for tests of single operations.
+//! - [`every_operation`] is one valid request of each operation.
+//! - [`table`] keeps the tables of `doc/hostile-guest.md` true.
 //! - [`wire`] is an independent definition of the FUSE wire format.
 //! - [`fuse_client`] sends requests and checks every reply.
 //!
@@ -24,12 +26,14 @@
 )]
 
 pub mod daemon;
+pub mod every_operation;
 pub mod frontend;
 pub mod fuse_client;
 pub mod held_fs;
 pub mod machine;
 pub mod memory;
 pub mod session;
+pub mod table;
 pub mod trace;
 pub mod wire;
 
