@@ -39,8 +39,10 @@ pub enum Patience {
 /// What a request has to wait for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Wait {
-    /// A disk or a server, which will answer.
-    ForStorage,
+    /// A disk of this machine.
+    ForDisk,
+    /// A server, which may take its time.
+    ForServer,
     /// The lock of another, who may keep it.
     ForLock,
 }

@@ -10,14 +10,19 @@
 mod common;
 
 use std::fs;
+use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise, fsync};
 use rustix::process::geteuid;
+use vhost::vhost_user::VhostUserFrontend;
 
+use common::PATIENCE;
+use common::frontend::{Config, F_EVENT_IDX};
+use common::frozen_fs::FrozenFs;
 use common::fuse_client::{Request, read_in};
 use common::held_fs::{CONTENT, HeldFs};
 use common::session::Session;
-use common::wire::{ROOT, op};
+use common::wire::{Encoder, ROOT, op};
 
 /// The most helper threads.
 const MAX_HELPERS: usize = 64;
@@ -200,17 +205,27 @@ fn large_and_synchronous_writes_arrive() {
     session.finish();
 }
 
-/// Names of the daemon's threads.
-fn threads(session: &Session) -> Vec<String> {
+/// Names of the daemon's threads, and whether each waits for a disk.
+fn threads(session: &Session) -> Vec<(String, bool)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", session.daemon.serving_pid()));
-    let names = tasks.unwrap().flatten();
-    let names = names.map(|task| fs::read_to_string(task.path().join("comm")));
-    names.flatten().map(|name| name.trim().to_owned()).collect()
+    let stats = tasks.unwrap().flatten();
+    let stats = stats.map(|task| fs::read_to_string(task.path().join("stat")));
+    let threads = stats.flatten().map(|stat| {
+        let (_, rest) = stat.split_once('(').unwrap();
+        let (name, rest) = rest.rsplit_once(')').unwrap();
+        (name.to_owned(), rest.trim_start().starts_with('D'))
+    });
+    threads.collect()
+}
+
+/// How many threads have this name.
+fn threads_named(session: &Session, name: &str) -> usize {
+    threads(session).iter().filter(|(n, _)| n == name).count()
 }
 
 #[test]
 fn there_are_helpers_only_when_they_were_needed() {
-    for (args, expected) in [(&[][..], true), (&["--thread-pool-size=0"], false)] {
+    for (args, expected) in [(&[][..], 1), (&["--thread-pool-size=0"], 0)] {
         let mut session = Session::new(args);
         session.put("f", "text");
         let node = session.client.walk("f").unwrap().nodeid;
@@ -218,10 +233,220 @@ fn there_are_helpers_only_when_they_were_needed() {
         // Whether the pages are there is the host's affair; it just wrote them.
         session.client.read(node, fh, 0, 4).unwrap();
         session.client.write(node, fh, 0, b"more").unwrap();
-        let helpers = |session: &Session| threads(session).contains(&"helper".to_owned());
-        assert!(!helpers(&session), "{:?}", threads(&session));
-        session.client.fsync(node, fh, 0).unwrap();
-        assert_eq!(helpers(&session), expected, "{:?}", threads(&session));
+        session.client.fallocate(node, fh, 0, 4096, 0).unwrap();
+        assert_eq!(threads_named(&session, "helper"), 0);
+        // One behind which there is another is not waited for by the queue's thread.
+        let client = &mut session.client;
+        let waits = client.start(&fallocate_request(node, fh, 8192));
+        let attributes = client.start(&getattr_request(ROOT));
+        client.submit();
+        client.wait_for(attributes).unwrap();
+        client.wait_for(waits).unwrap();
+        assert_eq!(threads_named(&session, "helper"), expected);
         session.finish();
+    }
+}
+
+fn fallocate_request(node: u64, fh: u64, length: u64) -> Request {
+    let body = Encoder::new().u64(fh).u64(0).u64(length);
+    Request::new(op::FALLOCATE, node, body.u32(0).u32(0))
+}
+
+fn getattr_request(node: u64) -> Request {
+    Request::new(op::GETATTR, node, Encoder::new().u64(0).u64(0))
+}
+
+/// A guest that has opened a file on a disk of the host's.
+struct OnDisk {
+    session: Session,
+    disk: FrozenFs,
+    node: u64,
+    fh: u64,
+    /// Bytes that were asked for.
+    allocated: u64,
+}
+
+impl OnDisk {
+    fn new(args: &[&str], config: &Config) -> Self {
+        assert!(geteuid().is_root(), "mounting a file system needs root");
+        let mut session = Session::with_config(args, config);
+        fs::create_dir(session.path("disk")).unwrap();
+        let disk = FrozenFs::mount(&session.path("disk"));
+        session.put("disk/file", "text");
+        let node = session.client.walk("disk/file").unwrap().nodeid;
+        let fh = session.client.open(node, libc::O_RDWR).unwrap().fh;
+        Self {
+            session,
+            disk,
+            node,
+            fh,
+            allocated: 0,
+        }
+    }
+
+    /// Starts what waits as long as the disk is frozen, and waits until so many
+    /// threads wait.
+    fn start_waiting(&mut self, waiting: usize) -> u64 {
+        self.allocated += 4096;
+        let request = fallocate_request(self.node, self.fh, self.allocated);
+        let unique = self.session.client.start(&request);
+        self.session.client.submit();
+        let deadline = Instant::now() + PATIENCE;
+        while threads(&self.session).iter().filter(|(_, d)| *d).count() < waiting {
+            assert!(Instant::now() < deadline, "{:?}", threads(&self.session));
+            std::thread::yield_now();
+        }
+        unique
+    }
+
+    fn finish(self) {
+        let Self { session, disk, .. } = self;
+        drop(disk);
+        session.finish();
+    }
+}
+
+#[test]
+fn a_queue_is_served_while_its_thread_waits_for_a_disk() {
+    for (args, config) in [
+        (&[][..], Config::default()),
+        (&[], Config::default().without(F_EVENT_IDX)),
+        (&["--poll-us=100"], Config::default()),
+    ] {
+        let mut on_disk = OnDisk::new(args, &config);
+        on_disk.session.put("f", "text");
+        for _ in 0..3 {
+            on_disk.disk.freeze();
+            let first = on_disk.start_waiting(1);
+            let waits = ("vring_worker".to_owned(), true);
+            assert!(threads(&on_disk.session).contains(&waits));
+            let client = &mut on_disk.session.client;
+            for _ in 0..100 {
+                client.getattr(ROOT).unwrap();
+            }
+            let node = client.walk("f").unwrap().nodeid;
+            let fh = client.open(node, libc::O_RDWR).unwrap().fh;
+            assert_eq!(client.read(node, fh, 0, 10).unwrap(), b"text");
+            client.fsync(node, fh, 0).unwrap();
+            // What waits beside it holds nothing up either.
+            let second = on_disk.start_waiting(2);
+            let client = &mut on_disk.session.client;
+            for _ in 0..100 {
+                client.getattr(ROOT).unwrap();
+            }
+            on_disk.disk.thaw();
+            client.wait_for(first).unwrap();
+            client.wait_for(second).unwrap();
+            client.getattr(ROOT).unwrap();
+        }
+        on_disk.finish();
+    }
+}
+
+#[test]
+fn a_queue_whose_thread_waits_for_a_disk_is_stopped_and_goes_on() {
+    let mut on_disk = OnDisk::new(&[], &Config::default());
+    for _ in 0..3 {
+        on_disk.disk.freeze();
+        let waits = on_disk.start_waiting(1);
+        let (node, fh) = (on_disk.node, on_disk.fh);
+        let OnDisk { session, disk, .. } = &mut on_disk;
+        session.client.getattr(ROOT).unwrap();
+        let base = std::thread::scope(|scope| {
+            let (vmm, queue) = (&mut session.vmm, &session.client.queue);
+            let stopped = scope.spawn(move || vmm.stop_queue(queue));
+            disk.thaw();
+            stopped.join().unwrap()
+        });
+        let (unique, raw, size) = session.client.poll_raw().expect("an answer");
+        assert_eq!(unique, waits);
+        raw.check(unique, size).unwrap();
+        session.vmm.resume_queue(&session.client.queue, base);
+        session.client.getattr(ROOT).unwrap();
+        session.client.fsync(node, fh, 0).unwrap();
+    }
+    on_disk.finish();
+}
+
+#[test]
+fn a_device_whose_thread_waits_for_a_disk_is_reset() {
+    let mut on_disk = OnDisk::new(&[], &Config::default());
+    on_disk.disk.freeze();
+    let waits = on_disk.start_waiting(1);
+    let OnDisk { session, disk, .. } = &mut on_disk;
+    std::thread::scope(|scope| {
+        let vhost = &mut session.vmm.vhost;
+        let reset = scope.spawn(move || vhost.reset_device());
+        disk.thaw();
+        reset.join().unwrap().unwrap();
+    });
+    let (unique, raw, size) = session.client.poll_raw().expect("an answer");
+    assert_eq!(unique, waits);
+    raw.check(unique, size).unwrap();
+    on_disk.finish();
+}
+
+#[test]
+fn a_front_end_may_leave_while_a_queue_waits_for_a_disk() {
+    let mut on_disk = OnDisk::new(&[], &Config::default());
+    on_disk.disk.freeze();
+    on_disk.start_waiting(1);
+    let OnDisk { session, disk, .. } = on_disk;
+    std::thread::scope(|scope| {
+        let finished = scope.spawn(move || session.finish());
+        drop(disk);
+        finished.join().unwrap();
+    });
+}
+
+#[test]
+fn a_queue_that_waits_often_leaves_nothing_behind() {
+    let mut on_disk = OnDisk::new(&[], &Config::default());
+    let OnDisk {
+        session, node, fh, ..
+    } = &mut on_disk;
+    let count = |session: &Session, what: &str| {
+        let of = format!("/proc/{}/{what}", session.daemon.serving_pid());
+        fs::read_dir(of).unwrap().count()
+    };
+    let before = (count(session, "fd"), count(session, "task"));
+    for _ in 0..500 {
+        session.client.fsync(*node, *fh, 0).unwrap();
+    }
+    assert_eq!((count(session, "fd"), count(session, "task")), before);
+    on_disk.finish();
+}
+
+/// Every order of an answer, the next request and its kick.
+#[test]
+fn no_request_is_forgotten_between_two_threads_of_a_queue() {
+    const ROUNDS: u64 = 1000;
+    for (args, config) in [
+        (&[][..], Config::default()),
+        (&[], Config::default().without(F_EVENT_IDX)),
+        (&["--poll-us=20"], Config::default()),
+    ] {
+        let mut on_disk = OnDisk::new(args, &config);
+        let (node, fh) = (on_disk.node, on_disk.fh);
+        let client = &mut on_disk.session.client;
+        for round in 0..ROUNDS {
+            // There for the most part, so that it does not take long.
+            let waits = client.start(&fallocate_request(node, fh, 4096 + round / 100));
+            client.submit();
+            // From at once to after the answer.
+            for _ in 0..(round % 100) * 20 {
+                std::hint::spin_loop();
+            }
+            let others = [(); 2].map(|()| {
+                let unique = client.start(&getattr_request(ROOT));
+                client.submit();
+                unique
+            });
+            for unique in others {
+                client.wait_for(unique).unwrap();
+            }
+            client.wait_for(waits).unwrap();
+        }
+        on_disk.finish();
     }
 }

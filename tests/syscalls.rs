@@ -296,6 +296,11 @@ fn reading_and_writing_cost_what_they_must() {
         budget.check("WRITE", &["pwritev2"], |client, _| {
             client.write(node, fh, 0, &[b'y'; 4096]).unwrap();
         });
+        // The queue's thread waits itself and lends its queue meanwhile.
+        let allowed = ["fsync", "epoll_ctl", "epoll_ctl"];
+        budget.check("FSYNC", &allowed, |client, _| {
+            client.fsync(node, fh, 0).unwrap();
+        });
         budget.check("GETATTR with handle", &["statx"], |client, _| {
             client.getattr_fh(node, fh).unwrap();
         });

@@ -1,9 +1,9 @@
 //! What the front end asks of the device: features, memory, state, and the
 //! events of its queues.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io;
+use std::iter::repeat_n;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,8 +16,8 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
 };
-use vhost_user_backend::VhostUserBackend;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -30,7 +30,8 @@ use vmm_sys_util::event::{
 
 use super::config_space::{self, TAG_BYTES};
 use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
-use super::queue::{Common, Queue, Workspace};
+use super::queue::{Common, Queue, WORKSPACE, Workspace};
+use super::standby::{Lent, Standbys};
 use super::state::StateTransfer;
 use super::vring::Vring;
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
@@ -86,9 +87,11 @@ pub enum Threads {
 }
 
 /// A virtio-fs device over a file system.
-pub struct Device<F> {
+pub struct Device<F: FileSystem> {
     common: Arc<Common<F>>,
     queues: Vec<Arc<Queue>>,
+    /// Of the request queues, where those wait for nothing.
+    standbys: Standbys<Arc<Self>>,
     serving: Arc<Serving>,
     config_space: Option<Vec<u8>>,
     /// The way to ask the front end for something, which is never done; QEMU
@@ -131,11 +134,6 @@ const LOCK_HELPERS: HelperKind = HelperKind {
     patience: Patience::Locks,
     overflow: Overflow::IsRefused,
 };
-
-thread_local! {
-    /// The buffers of a pool thread.
-    static WORKSPACE: RefCell<Workspace> = RefCell::default();
-}
 
 impl Serving {
     /// Every thread that serves gets `directory` as its working directory, and
@@ -181,7 +179,7 @@ impl<F: FileSystem> Device<F> {
         let request_queues = options.request_queues.clamp(1, MAX_REQUEST_QUEUES);
         let others = match options.threads {
             Threads::Own => 0,
-            Threads::OwnAndHelpers => MAX_HELPERS,
+            Threads::OwnAndHelpers => MAX_HELPERS + 1,
             Threads::Pool(threads) => threads,
         };
         let others = others + MAX_LOCK_WAITS;
@@ -196,6 +194,7 @@ impl<F: FileSystem> Device<F> {
             queues: (0..=request_queues)
                 .map(|index| Arc::new(Queue::new(index, others, options.polled_for)))
                 .collect(),
+            standbys: Standbys::default(),
             serving,
             config_space: options
                 .tag
@@ -222,14 +221,53 @@ impl<F: FileSystem> Device<F> {
         }
     }
 
+    /// Names the library's threads.
+    pub(super) fn set_threads(&self, threads: &[Arc<VringEpollHandler<Arc<Self>>>]) {
+        self.standbys
+            .set(threads.get(self.queues.len()..).unwrap_or_default());
+    }
+
+    /// How many request queues have a standby.
+    fn standbys(&self) -> usize {
+        match self.serving.first {
+            First::Own(Patience::Nothing) => self.queues.len() - 1,
+            _ => 0,
+        }
+    }
+
+    /// Has the standby of a queue listen to its kicks.
+    fn lend(&self, index: usize, vring: &Vring) -> Option<Lent<Arc<Self>>> {
+        // Queue 0 has none.
+        let standby = index.checked_sub(1)?;
+        // The numbers up to that of the queues are the library's.
+        let event = self.queues.len() as u64 + 1;
+        self.standbys.lend(standby, vring, event)
+    }
+
+    /// Serves what is available in one queue, on its own thread.
+    fn serve_own(&self, index: usize, vring: &Vring) {
+        if let Some(queue) = self.queues.get(index) {
+            self.serve(queue, vring, || self.lend(index, vring));
+        }
+    }
+
+    /// Serves what is available in a queue that was lent to its standby.
+    fn serve_lent(&self, standby: usize) {
+        if let Some(queue) = self.queues.get(standby + 1)
+            && let Some(vring) = queue.vring()
+            && matches!(vring.read_kick(), Ok(true))
+        {
+            self.serve(queue, vring, || None);
+        }
+    }
+
     /// Serves what is available in one queue.
-    fn serve(&self, queue: &Arc<Queue>, vring: &Vring) {
+    fn serve(&self, queue: &Arc<Queue>, vring: &Vring, lend: impl Fn() -> Option<Lent<Arc<Self>>>) {
         let common = &self.common;
         match &self.serving.first {
             First::Own(patience) => {
-                queue.serve(common, vring, *patience, |head, wait| {
-                    hand_off(common, queue, vring, head, wait);
-                });
+                let elsewhere = |head, wait| hand_off(common, queue, vring, head, wait);
+                queue.serve(common, vring, *patience, elsewhere, lend);
             }
             First::Pool(pool) => queue.distribute(common, vring, |head| {
                 let job = job(common, queue, vring, head);
@@ -256,7 +294,7 @@ fn hand_off<F: FileSystem>(
     wait: Wait,
 ) {
     let helpers = match wait {
-        Wait::ForStorage => &common.storage_helpers,
+        Wait::ForDisk | Wait::ForServer => &common.storage_helpers,
         Wait::ForLock => &common.lock_helpers,
     };
     // Without a thread it is done here; but not a wait for a lock.
@@ -404,7 +442,9 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.queues.len()).map(|index| 1 << index).collect()
+        // A standby has no queue of its own.
+        let own = (0..self.queues.len()).map(|index| 1 << index);
+        own.chain(repeat_n(0, self.standbys())).collect()
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -427,10 +467,12 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
         vrings: &[Vring],
         thread: usize,
     ) -> io::Result<()> {
-        // There is one thread per queue, with the same number.
+        // There is one thread per queue, with the same number; then come standbys.
         settle(&self.thread_directory);
-        if let (Some(queue), Some(vring)) = (self.queues.get(thread), vrings.first()) {
-            self.serve(queue, vring);
+        match (thread.checked_sub(self.queues.len()), vrings.first()) {
+            (Some(standby), _) => self.serve_lent(standby),
+            (None, Some(vring)) => self.serve_own(thread, vring),
+            (None, None) => {}
         }
         Ok(())
     }

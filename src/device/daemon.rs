@@ -64,6 +64,7 @@ pub fn serve(
         options.metrics.ask(as_source(&device));
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
             .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
+        device.set_threads(&daemon.get_epoll_handlers());
         log::info!(target: MILESTONE, "Waiting for vhost-user socket connection...");
         if let Some(is_ready) = is_ready.take() {
             is_ready();

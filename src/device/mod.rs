@@ -1,7 +1,8 @@
 //! The virtio-fs device as a vhost-user back end.
 //!
 //! Queue 0 is the high-priority queue, the others are request queues (virtio
-//! 1.2, 5.11.2). Each queue has a thread of its own.
+//! 1.2, 5.11.2). Each queue has a thread of its own, and each request queue a
+//! second one for when that one waits.
 
 mod backend;
 mod busy_poll;
@@ -9,6 +10,7 @@ mod config_space;
 mod daemon;
 mod helpers;
 mod queue;
+mod standby;
 mod state;
 mod vring;
 

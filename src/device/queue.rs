@@ -2,12 +2,13 @@
 //! notify the guest.
 //!
 //! The queue's indexes change only under the vring's own lock, which is never
-//! held while a request is served. `serving` is held by the queue's thread for
-//! as long as it works, so that whoever stops the queue can wait for the end;
-//! requests that other threads serve are counted for the same purpose.
+//! held while a request is served. `serving` is held by the thread that serves
+//! the queue for as long as it works, so that whoever stops the queue can wait for
+//! the end; requests that are served beside it are counted for the same purpose.
 
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use vhost_user_backend::{VringState, VringT};
@@ -22,7 +23,7 @@ use crate::guest::buffers::{Readable, Spans, Writable};
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, Memory};
 use crate::server::{MustWait, Scratch, Server};
-use crate::sys::locks::{lock, wait_for};
+use crate::sys::locks::{lock, try_lock, wait_for};
 
 /// How long a queue that is to stop is waited for before requests that wait for
 /// locks are looked for again.
@@ -46,6 +47,11 @@ pub(super) struct Workspace {
     poll: BusyPoll,
 }
 
+thread_local! {
+    /// The buffers of a thread that serves a request beside the queue.
+    pub(super) static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
 /// What all queues of a device have in common.
 pub(super) struct Common<F> {
     pub(super) server: Arc<Server<F>>,
@@ -64,14 +70,14 @@ type Chain<'a> = (u16, Readable<'a>, Writable<'a>);
 /// One queue of the device.
 pub(super) struct Queue {
     index: usize,
-    /// Held by the queue's thread while it serves.
+    /// Held while the queue is served, by its thread or its standby.
     serving: Mutex<Workspace>,
     /// Set when the guest broke the ring; nothing is served until it is reset.
     broken: AtomicBool,
     /// Set while somebody waits for the end of what is being served.
     stopping: AtomicBool,
-    /// Requests that other threads serve or will serve.
-    elsewhere: Mutex<usize>,
+    /// Requests that are served beside the queue or will be.
+    elsewhere: Mutex<Elsewhere>,
     /// Where its indexes are, since it was first served.
     vring: OnceLock<Vring>,
     /// Kicks for which there was nothing since it was started.
@@ -79,6 +85,14 @@ pub(super) struct Queue {
     /// How many such threads there may be.
     threads_elsewhere: usize,
     none_elsewhere: Condvar,
+}
+
+/// What is served beside a queue.
+#[derive(Default)]
+struct Elsewhere {
+    requests: usize,
+    /// Somebody waits for their end; to tell nobody is a system call too.
+    is_awaited: bool,
 }
 
 /// What can be asked of a vring in one go, under its lock.
@@ -110,12 +124,17 @@ impl Queue {
             serving: Mutex::new(workspace),
             broken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            elsewhere: Mutex::new(0),
+            elsewhere: Mutex::default(),
             vring: OnceLock::new(),
             idle_kicks: AtomicU8::new(0),
             threads_elsewhere,
             none_elsewhere: Condvar::new(),
         }
+    }
+
+    /// Its vring, once it was served.
+    pub(super) fn vring(&self) -> Option<&Vring> {
+        self.vring.get()
     }
 
     /// Requests that were taken and not handed back yet.
@@ -133,12 +152,14 @@ impl Queue {
         self.stopping.store(true, Ordering::Release);
         drop(lock(&self.serving));
         self.stopping.store(false, Ordering::Release);
-        while *lock(&self.elsewhere) > 0 {
+        while lock(&self.elsewhere).requests > 0 {
             interrupt_waits();
-            let elsewhere = lock(&self.elsewhere);
-            if *elsewhere > 0 {
+            let mut elsewhere = lock(&self.elsewhere);
+            if elsewhere.requests > 0 {
+                elsewhere.is_awaited = true;
                 // One that was on its way to wait is met the next time.
-                drop(wait_for(&self.none_elsewhere, elsewhere, INTERRUPT_AGAIN));
+                (elsewhere, _) = wait_for(&self.none_elsewhere, elsewhere, INTERRUPT_AGAIN);
+                elsewhere.is_awaited = false;
             }
         }
     }
@@ -178,13 +199,16 @@ impl Queue {
 
     /// Serves everything that is available, on this thread. What needs more than
     /// `patience` is handed to `elsewhere`, which has it served by
-    /// [`Queue::serve_one`] on another thread.
-    pub(super) fn serve<F: FileSystem>(
+    /// [`Queue::serve_one`] on another thread; or if it waits for a disk and is the
+    /// only request that there is, this thread waits itself, with the queue lent
+    /// for as long as what `lend` gives is kept.
+    pub(super) fn serve<F: FileSystem, L>(
         &self,
         device: &Common<F>,
         vring: &Vring,
         patience: Patience,
         elsewhere: impl Fn(u16, Wait),
+        lend: impl Fn() -> Option<L>,
     ) {
         let mut workspace = lock(&self.serving);
         workspace.poll.woken();
@@ -193,6 +217,8 @@ impl Queue {
             // end has just added may hold their buffers.
             let map = device.memory.memory();
             let memory = Memory::new(&map, &device.logging);
+            let is_alone = workspace.heads.len() == 1;
+            let waits_here = Cell::new(None);
             let served = self.serve_batch(
                 memory,
                 vring,
@@ -203,13 +229,30 @@ impl Queue {
                     match device.server.handle(scratch, request, reply, patience) {
                         Ok(len) => hand_back(vring, ring, Used { head, len }),
                         Err(MustWait(wait)) => {
-                            self.count_elsewhere(1, taken.layout.size)?;
-                            elsewhere(head, wait);
+                            let others = self.count_elsewhere(1, taken.layout.size)?;
+                            if wait == Wait::ForDisk && is_alone && others == 0 {
+                                waits_here.set(Some(head));
+                            } else {
+                                elsewhere(head, wait);
+                            }
                         }
                     }
                     Ok(())
                 },
             );
+            drop(map);
+            if let Some(head) = waits_here.get() {
+                if self.has_more(device, vring) {
+                    elsewhere(head, Wait::ForDisk);
+                    continue;
+                }
+                drop(workspace);
+                let Some(again) = self.wait_for_disk(device, vring, head, &elsewhere, &lend) else {
+                    return;
+                };
+                workspace = again;
+                continue;
+            }
             let left = workspace.heads.len() - served;
             if self.broken.load(Ordering::Acquire) {
                 return;
@@ -222,6 +265,54 @@ impl Queue {
                 return;
             }
         }
+    }
+
+    /// Whether there is a request that was not taken; if not, the guest is asked to
+    /// kick for the next one.
+    fn has_more<F>(&self, device: &Common<F>, vring: &Vring) -> bool {
+        let state = vring.get_ref();
+        let map = device.memory.memory();
+        let memory = Memory::new(&map, &device.logging);
+        Ring::new(memory, &layout(&state))
+            .is_ok_and(|ring| ring.ask_for_kick(state.get_queue().next_avail()))
+    }
+
+    /// Serves a chain that was counted as served elsewhere, on the queue's own
+    /// thread, which no longer serves the queue. Gives the right to serve it back,
+    /// unless the standby has it: that one looks at the ring once more.
+    fn wait_for_disk<F: FileSystem, L>(
+        &self,
+        device: &Common<F>,
+        vring: &Vring,
+        head: u16,
+        elsewhere: impl Fn(u16, Wait),
+        lend: impl Fn() -> Option<L>,
+    ) -> Option<MutexGuard<'_, Workspace>> {
+        let Some(lent) = lend() else {
+            elsewhere(head, Wait::ForDisk);
+            return Some(lock(&self.serving));
+        };
+        let mut lent = Some(lent);
+        let mut serving = None;
+        // Before the guest hears of it and sends the next request, that one must
+        // have stopped to be the standby's.
+        let take_back = |ring: &Ring<'_>| {
+            lent.take();
+            serving = try_lock(&self.serving);
+            if serving.is_some() {
+                ring.withdraw_kick(vring.get_ref().get_queue().next_avail());
+            }
+        };
+        let wait = WORKSPACE.with_borrow_mut(|workspace| {
+            self.serve_counted(device, vring, head, workspace, Patience::Storage, take_back)
+        });
+        // A chain that the guest broke was not even begun.
+        drop(lent);
+        match wait {
+            None => self.count_back(),
+            Some(wait) => elsewhere(head, wait),
+        }
+        serving
     }
 
     /// Takes what is available and hands each chain to `elsewhere`, which has it
@@ -242,18 +333,19 @@ impl Queue {
         }
     }
 
-    /// Counts requests that another thread will serve.
+    /// Counts requests that another thread will serve; gives how many there were.
     ///
     /// A guest that makes a chain available again before it was used would have
     /// us queue without end. An honest one may be ahead by what each thread has
     /// handed back but not yet counted.
-    fn count_elsewhere(&self, more: usize, queue_size: u16) -> Result<(), RingError> {
+    fn count_elsewhere(&self, more: usize, queue_size: u16) -> Result<usize, RingError> {
         let mut elsewhere = lock(&self.elsewhere);
-        if *elsewhere + more > usize::from(queue_size) + self.threads_elsewhere {
+        let others = elsewhere.requests;
+        if others + more > usize::from(queue_size) + self.threads_elsewhere {
             return Err(RingError::AvailableIndex);
         }
-        *elsewhere += more;
-        Ok(())
+        elsewhere.requests += more;
+        Ok(others)
     }
 
     /// Serves one chain that was counted as served elsewhere, on such a thread;
@@ -267,29 +359,51 @@ impl Queue {
         workspace: &mut Workspace,
         patience: Patience,
     ) -> Option<Wait> {
+        let wait = self.serve_counted(device, vring, head, workspace, patience, |_| ());
+        if wait.is_none() {
+            self.count_back();
+        }
+        wait
+    }
+
+    /// The same, but it stays counted; `is_done` is called before the guest hears
+    /// of it.
+    fn serve_counted<F: FileSystem>(
+        &self,
+        device: &Common<F>,
+        vring: &Vring,
+        head: u16,
+        workspace: &mut Workspace,
+        patience: Patience,
+        is_done: impl FnOnce(&Ring<'_>),
+    ) -> Option<Wait> {
         let map = device.memory.memory();
         let memory = Memory::new(&map, &device.logging);
         let Workspace { spans, scratch, .. } = workspace;
         let layout = layout(&vring.get_ref());
         let outcome = Ring::new(memory, &layout).and_then(|ring| {
             let (request, reply) = ring.gather(head, spans)?;
-            match device.server.handle(scratch, request, reply, patience) {
+            let handled = device.server.handle(scratch, request, reply, patience);
+            is_done(&ring);
+            match handled {
                 Ok(len) => hand_back(vring, &ring, Used { head, len }),
                 Err(MustWait(wait)) => return Ok(Some(wait)),
             }
             Ok(None)
         });
-        match outcome {
-            Ok(None) => {}
-            Ok(wait) => return wait,
-            Err(why) => self.give_up(vring, why),
-        }
+        outcome.unwrap_or_else(|why| {
+            self.give_up(vring, why);
+            None
+        })
+    }
+
+    /// One that was counted as served elsewhere is done.
+    fn count_back(&self) {
         let mut elsewhere = lock(&self.elsewhere);
-        *elsewhere -= 1;
-        if *elsewhere == 0 {
+        elsewhere.requests -= 1;
+        if elsewhere.requests == 0 && elsewhere.is_awaited {
             self.none_elsewhere.notify_all();
         }
-        None
     }
 
     /// Takes the next chains, for which the ring may be polled for a while;

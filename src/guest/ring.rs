@@ -342,13 +342,26 @@ impl<'m> Ring<'m> {
         }
     }
 
+    /// Takes the wish for a kick at the next request back.
+    pub fn withdraw_kick(&self, next_available: u16) {
+        self.suppress_kicks();
+        if self.event_idx {
+            self.set_kick_event(next_available.wrapping_sub(1));
+        }
+    }
+
+    /// Says which request the guest is to kick for.
+    fn set_kick_event(&self, index: u16) {
+        let offset = 4 + USED_ELEMENT_BYTES * usize::from(self.size);
+        self.used_field(offset)
+            .store(index.to_le(), Ordering::Relaxed);
+        self.memory.mark_dirty(self.used.wrapping_add(offset), 2);
+    }
+
     /// Asks for a kick at the next request; gives whether one is there already.
     pub fn ask_for_kick(&self, next_available: u16) -> bool {
         if self.event_idx {
-            let offset = 4 + USED_ELEMENT_BYTES * usize::from(self.size);
-            self.used_field(offset)
-                .store(next_available.to_le(), Ordering::Relaxed);
-            self.memory.mark_dirty(self.used.wrapping_add(offset), 2);
+            self.set_kick_event(next_available);
         } else {
             self.used_field(0).store(0, Ordering::Relaxed);
             self.memory.mark_dirty(self.used, 2);
@@ -597,6 +610,17 @@ mod tests {
         assert!(guest.ring().ask_for_kick(2));
         assert!(!guest.ring().ask_for_kick(3));
         assert_eq!(guest.get(0x3004 + 8 * u64::from(SIZE)), 3);
+    }
+
+    #[test]
+    fn a_wish_for_a_kick_that_is_taken_back_is_behind_the_next_request() {
+        let guest = Guest::new();
+        for next in [3, 0] {
+            guest.ring().ask_for_kick(next);
+            guest.ring().withdraw_kick(next);
+            let event = guest.get(0x3004 + 8 * u64::from(SIZE));
+            assert_eq!(event, next.wrapping_sub(1));
+        }
     }
 
     #[test]

@@ -44,6 +44,15 @@ pub(super) fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
     }
 }
 
+/// What a file has to be waited for.
+fn must_wait(file: &Handle) -> Failure {
+    Failure::MustWait(if file.kind() == Kind::Served {
+        Wait::ForServer
+    } else {
+        Wait::ForDisk
+    })
+}
+
 /// The flags with which a file is read by a thread that may not wait.
 fn flags_of_impatient_read(file: &Handle) -> Waiting<i32> {
     if file.kind() == Kind::Memory {
@@ -51,7 +60,7 @@ fn flags_of_impatient_read(file: &Handle) -> Waiting<i32> {
     }
     // A direct read waits for the disk even where it is told not to wait.
     if file.is_synchronous() || (file.refuses_nowait() && file.kind() == Kind::Served) {
-        return Err(Failure::MustWait(Wait::ForStorage));
+        return Err(must_wait(file));
     }
     Ok(if file.refuses_nowait() { 0 } else { RWF_NOWAIT })
 }
@@ -88,7 +97,7 @@ impl Passthrough {
             let n = match into.fill_from(file.as_fd(), offset, flags) {
                 Ok(n) => n,
                 Err(Errno::AGAIN) if flags & RWF_NOWAIT != 0 => {
-                    return Err(Failure::MustWait(Wait::ForStorage));
+                    return Err(must_wait(&file));
                 }
                 Err(Errno::OPNOTSUPP) if flags & RWF_NOWAIT != 0 => {
                     file.note_nowait_refused();
@@ -117,7 +126,7 @@ impl Passthrough {
         let file = self.handles.file(node, args.handle)?;
         let begun = (args.size >= TIMED_WRITE_BYTES).then(Instant::now);
         if patience == Patience::Nothing && write_waits(&file, args) {
-            return Err(Failure::MustWait(Wait::ForStorage));
+            return Err(must_wait(&file));
         }
         let from_cache = args.write_flags & write::CACHE != 0;
         let appends = args.flags & OFlags::APPEND.bits() != 0

@@ -127,12 +127,10 @@ impl<F: FileSystem> Server<F> {
         let result = match (opcode, answer) {
             (None, _) => Err(Errno::NOSYS.into()),
             (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL.into()),
-            (Some(opcode), _) if self.must_wait(opcode, &header, patience) => {
-                Err(Failure::MustWait(Wait::ForStorage))
-            }
-            (Some(opcode), _) => {
-                self.serve(scratch, opcode, &header, &mut request, &mut reply, patience)
-            }
+            (Some(opcode), _) => match self.wait_of(opcode, &header, patience) {
+                Some(wait) => Err(Failure::MustWait(wait)),
+                None => self.serve(scratch, opcode, &header, &mut request, &mut reply, patience),
+            },
         };
         let (len, error) = match result {
             Ok(()) => (reply.written(), 0),
@@ -168,14 +166,18 @@ impl<F: FileSystem> Server<F> {
         Ok(len)
     }
 
-    /// Whether an operation cannot even be tried without waiting.
-    fn must_wait(&self, opcode: Opcode, header: &InHeader, patience: Patience) -> bool {
-        patience == Patience::Nothing
-            && match opcode.waits() {
-                Waits::No | Waits::Tried => false,
-                Waits::IfSlow => self.fs.is_slow(NodeId(header.nodeid)),
-                Waits::Always => true,
-            }
+    /// What an operation has to wait for that cannot even be tried without waiting.
+    fn wait_of(&self, opcode: Opcode, header: &InHeader, patience: Patience) -> Option<Wait> {
+        if patience != Patience::Nothing {
+            return None;
+        }
+        let node = NodeId(header.nodeid);
+        match opcode.waits() {
+            Waits::No | Waits::Tried => None,
+            _ if self.fs.is_slow(node) => Some(Wait::ForServer),
+            Waits::IfSlow => None,
+            Waits::Always => Some(Wait::ForDisk),
+        }
     }
 
     /// Copies the body out, decodes it and lets the file system work.

@@ -3,6 +3,7 @@
 //! - [`daemon`] starts and watches a daemon binary.
 //! - [`memory`] is the guest's memory, in shared memory files.
 //! - [`frontend`] is the vhost-user front end and its split virtqueues.
+//! - [`frozen_fs`] is a disk of the host that waits for the test.
 //! - [`held_fs`] is a file system of the host that waits for the test.
 //! - [`machine`] is a guest that moves from daemon to daemon.
 //! - [`trace`] is what a daemon asked of the kernel.
@@ -28,6 +29,7 @@
 pub mod daemon;
 pub mod every_operation;
 pub mod frontend;
+pub mod frozen_fs;
 pub mod fuse_client;
 pub mod held_fs;
 pub mod machine;

@@ -232,7 +232,7 @@ impl Passthrough {
         self.keeps_locks(args)?;
         let handle = self.handles.file(node, args.handle)?;
         if patience == Patience::Nothing && handle.kind() == Kind::Served {
-            return Err(Failure::MustWait(Wait::ForStorage));
+            return Err(Failure::MustWait(Wait::ForServer));
         }
         if args.is_flock {
             self.change_flock(&handle, args, locking, patience)
