@@ -158,6 +158,9 @@ pub trait FileSystem: Send + Sync + 'static {
     /// on a server.
     fn is_slow(&self, node: NodeId) -> bool;
 
+    /// Whether a node's file system is known to have no disk.
+    fn is_in_memory(&self, node: NodeId) -> bool;
+
     fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry>;
     /// The guest holds `count` look-ups fewer. Counts beyond what it holds are
     /// harmless.

@@ -44,6 +44,8 @@ pub enum Waits {
     IfSlow,
     /// It is what the operation is about.
     Always,
+    /// The same, unless there is no disk.
+    UnlessInMemory,
     /// The file system finds out by trying.
     Tried,
 }
@@ -95,7 +97,7 @@ macro_rules! operations {
 use Answer::{Any, Bytes, Never};
 use Body::{Fixed, Names, Payload};
 use Effect::{ByArguments, Changes, Reads};
-use Waits::{Always, IfSlow, No, Tried};
+use Waits::{Always, IfSlow, No, Tried, UnlessInMemory};
 
 operations! {
     1  Lookup        Names,       Bytes(128), Reads,       IfSlow;
@@ -115,7 +117,7 @@ operations! {
     16 Write         Payload(40), Bytes(8),   Changes,     Tried;
     17 Statfs        Fixed,       Bytes(80),  Reads,       IfSlow;
     18 Release       Fixed,       Bytes(0),   Reads,       IfSlow;
-    20 Fsync         Fixed,       Bytes(0),   Reads,       Always;
+    20 Fsync         Fixed,       Bytes(0),   Reads,       UnlessInMemory;
     21 Setxattr      Names,       Bytes(0),   Changes,     IfSlow;
     22 Getxattr      Names,       Any,        Reads,       IfSlow;
     23 Listxattr     Fixed,       Any,        Reads,       IfSlow;
@@ -125,7 +127,7 @@ operations! {
     27 Opendir       Fixed,       Bytes(16),  Reads,       IfSlow;
     28 Readdir       Fixed,       Any,        Reads,       IfSlow;
     29 Releasedir    Fixed,       Bytes(0),   Reads,       IfSlow;
-    30 Fsyncdir      Fixed,       Bytes(0),   Reads,       Always;
+    30 Fsyncdir      Fixed,       Bytes(0),   Reads,       UnlessInMemory;
     31 Getlk         Fixed,       Bytes(24),  Reads,       IfSlow;
     32 Setlk         Fixed,       Bytes(0),   Reads,       IfSlow;
     33 Setlkw        Fixed,       Bytes(0),   Reads,       Tried;

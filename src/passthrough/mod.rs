@@ -340,6 +340,11 @@ impl FileSystem for Passthrough {
                 .is_ok_and(|inode| inode.mount().kind() == Kind::Served)
     }
 
+    fn is_in_memory(&self, node: NodeId) -> bool {
+        self.inode(node)
+            .is_ok_and(|inode| inode.mount().kind() == Kind::Memory)
+    }
+
     fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
         self.look_up(parent, name)
     }

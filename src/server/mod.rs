@@ -174,9 +174,10 @@ impl<F: FileSystem> Server<F> {
         let node = NodeId(header.nodeid);
         match opcode.waits() {
             Waits::No | Waits::Tried => None,
+            Waits::UnlessInMemory if self.fs.is_in_memory(node) => None,
             _ if self.fs.is_slow(node) => Some(Wait::ForServer),
             Waits::IfSlow => None,
-            Waits::Always => Some(Wait::ForDisk),
+            Waits::Always | Waits::UnlessInMemory => Some(Wait::ForDisk),
         }
     }
 
