@@ -440,6 +440,58 @@ fn the_other_side_has_to_be_able_to_do_what_the_guest_relies_on() {
     }
 }
 
+const NO_OPENDIR: [&str; 2] = ["--readonly", "--cache=always"];
+
+#[test]
+fn a_guest_that_opens_no_directories_lists_on() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &NO_OPENDIR));
+    let many = machine.client.walk("many").unwrap().nodeid;
+    let mut seen = machine.client.readdir(many, 0, 0, 4096).unwrap();
+    let mut machine = machine.migrate(Daemon::start(share.path(), &NO_OPENDIR));
+    loop {
+        let offset = seen.last().map_or(0, |entry| entry.off);
+        let part = machine.client.readdir(many, 0, offset, 4096).unwrap();
+        if part.is_empty() {
+            break;
+        }
+        seen.extend(part);
+    }
+    assert_eq!(seen.len(), 302);
+    assert_eq!(machine.client.opendir(many).err(), Some(libc::ENOSYS));
+    // Who opens directories may not take it over.
+    let (state, bases) = machine.save();
+    let state = state.unwrap();
+    let mut others = vec![Daemon::start(share.path(), &["--readonly"])];
+    let references = references().into_iter();
+    let references = references.map(|(_, binary)| binary);
+    others
+        .extend(references.map(|binary| Daemon::start_binary(&binary, share.path(), &NO_OPENDIR)));
+    for other in &others {
+        let mut vmm = Vmm::connect(other.socket(), &Config::default());
+        assert!(!vmm.load_state(&state));
+    }
+    others[0].expect_log("the guest relies on --readonly with --cache=always");
+    machine.resume(bases);
+    machine.client.readdir(many, 0, 0, 4096).unwrap();
+    machine.finish();
+}
+
+#[test]
+fn a_guest_that_has_opened_directories_goes_on_opening_them() {
+    let share = share();
+    furnish(share.path());
+    let mut machine = Machine::boot(Daemon::start(share.path(), &["--readonly"]));
+    let many = machine.client.walk("many").unwrap().nodeid;
+    let fh = machine.client.opendir(many).unwrap().fh;
+    let mut machine = machine.migrate(Daemon::start(share.path(), &NO_OPENDIR));
+    let listed = machine.client.read_whole_dir(many, fh, 4096, false);
+    assert_eq!(listed.unwrap().len(), 302);
+    machine.client.opendir(ROOT).unwrap();
+    machine.finish();
+}
+
 #[test]
 fn a_file_that_is_lost_aborts_or_is_an_error_for_the_guest() {
     let (from, to) = (share(), share());

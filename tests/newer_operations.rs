@@ -402,4 +402,11 @@ fn commands_that_are_not_known_and_arguments_that_do_not_fit_are_refused() {
     let file = open(client, node, libc::O_RDONLY);
     assert_eq!(set_flags(client, file, NODUMP), Err(libc::EROFS));
     session.finish();
+    // A directory that need not be opened has no handle.
+    let mut session = Session::new(&["--readonly", "--cache=always"]);
+    let on_host = File::open(session.path("")).unwrap();
+    let host_flags = ioctl_getflags(&on_host).map(|flags| flags.bits());
+    let seen = flags(&mut session.client, (ROOT, 0));
+    assert_eq!(seen, host_flags.map_err(|errno| errno.raw_os_error()));
+    session.finish();
 }

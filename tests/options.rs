@@ -12,10 +12,12 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use common::frontend::Config;
 use common::fuse_client::{Answer, SetAttr};
 use common::session::Session;
 use common::wire::{
-    FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ROOT, init, xattr_names,
+    Dirent, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ROOT, init,
+    xattr_names,
 };
 
 const DAY: u64 = 86_400;
@@ -568,6 +570,113 @@ fn a_share_that_is_only_read_is_read_as_ever() {
     let failed = c.create(ROOT, "link", libc::O_RDONLY, 0o600);
     assert_eq!(failed.err(), Some(libc::ELOOP));
     session.finish();
+}
+
+// ---- directories that need not be opened
+
+const NO_OPENDIR: [&str; 2] = ["--readonly", "--cache=always"];
+
+/// Names of a folder with so many files, in the order in which the host lists them.
+fn fill(session: &Session, folder: &str, count: usize) -> Vec<String> {
+    fs::create_dir(session.path(folder)).unwrap();
+    for number in 0..count {
+        session.put(&format!("{folder}/file-{number}"), "");
+    }
+    let listed = fs::read_dir(session.path(folder)).unwrap();
+    let names = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.collect()
+}
+
+fn names(entries: &[Dirent]) -> Vec<&str> {
+    let names = entries.iter().map(Dirent::name);
+    names.filter(|name| !matches!(*name, "." | "..")).collect()
+}
+
+#[test]
+fn a_guest_that_may_keep_everything_opens_no_directories() {
+    for more in [&[][..], &["--inode-file-handles=never"]] {
+        let mut session = Session::new(&[&NO_OPENDIR, more].concat());
+        let on_host = fill(&session, "folder", 2000);
+        session.put("file", "text");
+        let c = &mut session.client;
+        assert_ne!(session.init.unwrap().flags & init::NO_OPENDIR_SUPPORT, 0);
+        let folder = c.walk("folder").unwrap().nodeid;
+        let file = c.walk("file").unwrap().nodeid;
+        for node in [ROOT, folder] {
+            assert_eq!(c.opendir(node).err(), Some(libc::ENOSYS));
+        }
+        c.fsyncdir(folder, 0, 0).unwrap();
+        for plus in [false, true] {
+            let whole = c.read_whole_dir(folder, 0, 4096, plus).unwrap();
+            assert_eq!(names(&whole), on_host);
+            // From anywhere, as after seekdir(3).
+            for from in [1500, 3, 700] {
+                let part = c.readdir(folder, 0, whole[from].off, 4096).unwrap();
+                let expected = &whole[from + 1..from + 1 + part.len()];
+                assert_eq!(names(&part), names(expected));
+            }
+        }
+        // A handle is not a matter of chance, nor is a file a directory.
+        assert_eq!(c.readdir(folder, 7, 0, 4096).err(), Some(libc::EBADF));
+        assert_eq!(c.readdir(file, 0, 0, 4096).err(), Some(libc::EBADF));
+        assert_eq!(c.fsyncdir(file, 0, 0).err(), Some(libc::EBADF));
+        // What was left half read is closed at the latest when it is forgotten.
+        let open = session.daemon.open_fds();
+        c.forget(folder, 1);
+        session.daemon.expect_open_fds(open.saturating_sub(3));
+        session.finish();
+    }
+}
+
+#[test]
+fn many_listings_of_unopened_directories_go_on_side_by_side() {
+    let mut session = Session::new(&NO_OPENDIR);
+    let folders: Vec<_> = (0..50).map(|number| format!("folder-{number}")).collect();
+    let on_host: Vec<_> = folders
+        .iter()
+        .map(|folder| fill(&session, folder, 100))
+        .collect();
+    let c = &mut session.client;
+    let nodes: Vec<_> = folders
+        .iter()
+        .map(|folder| c.walk(folder).unwrap().nodeid)
+        .collect();
+    // Each is listed twice at the same time.
+    let mut listings = vec![Vec::<Dirent>::new(); 2 * nodes.len()];
+    let mut at_end = vec![false; listings.len()];
+    while at_end.contains(&false) {
+        for (index, listing) in listings.iter_mut().enumerate() {
+            let offset = listing.last().map_or(0, |entry| entry.off);
+            let node = nodes[index % nodes.len()];
+            let part = c.readdir(node, 0, offset, 1024).unwrap();
+            at_end[index] = part.is_empty();
+            listing.extend(part);
+        }
+    }
+    for (index, listing) in listings.iter().enumerate() {
+        assert_eq!(names(listing), on_host[index % nodes.len()]);
+    }
+    session.finish();
+}
+
+#[test]
+fn a_guest_that_opens_directories_needs_their_handles() {
+    for (args, offered) in [
+        (&["--readonly"][..], init::LINUX),
+        (&["--cache=always"], init::LINUX),
+        (&NO_OPENDIR, init::LINUX - init::NO_OPENDIR_SUPPORT),
+    ] {
+        let mut session = Session::before_init(args, &Config::default());
+        let c = &mut session.client;
+        let agreed = c.init_with(7, 39, offered).unwrap();
+        assert_eq!(agreed.flags & init::NO_OPENDIR_SUPPORT, 0, "{args:?}");
+        assert_eq!(c.readdir(ROOT, 0, 0, 4096).err(), Some(libc::EBADF));
+        assert_eq!(c.fsyncdir(ROOT, 0, 0).err(), Some(libc::EBADF));
+        let fh = c.opendir(ROOT).unwrap().fh;
+        c.readdir(ROOT, fh, 0, 4096).unwrap();
+        c.releasedir(ROOT, fh).unwrap();
+        session.finish();
+    }
 }
 
 // ---- limits

@@ -283,6 +283,7 @@ impl Options {
         Config {
             cache,
             negative_timeout: Duration::from_secs(self.negative_timeout.into()),
+            read_only: self.readonly,
             writeback: self.writeback,
             allow_direct_io: self.allow_direct_io,
             allow_mmap: self.allow_mmap,

@@ -35,6 +35,9 @@ pub mod init {
     pub const MAX_PAGES: u64 = 1 << 22;
     /// The guest may keep the targets of symbolic links.
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
+    /// OPENDIR may answer `ENOSYS`: the guest then opens no directory, and reads them
+    /// with handle 0.
+    pub const NO_OPENDIR: u64 = 1 << 24;
     /// Mount points carry [`super::attr::SUBMOUNT`].
     pub const SUBMOUNTS: u64 = 1 << 27;
     /// Set-id bits and capabilities of a file that changes are dropped by us,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::wire::{
-    FileHandle, Handle, HandleSource, Inode, Location, Negotiated, State, StateV1, StateV2,
+    FileHandle, Handle, HandleSource, Inode, Location, Negotiated, State, StateV1, StateV2, StateV3,
 };
 
 /// A small generator (xorshift64*): the same seed, the same states.
@@ -100,5 +100,12 @@ pub fn state(random: &mut Random) -> State<'static> {
     let mount_paths: BTreeMap<_, _> = (0..random.below(4))
         .map(|mount| (mount, random.text().into()))
         .collect();
-    State::V2(StateV2 { v1, mount_paths })
+    let v2 = StateV2 { v1, mount_paths };
+    if random.below(4) == 0 {
+        return State::V3(StateV3 {
+            v2,
+            no_opendir: random.below(2) == 0,
+        });
+    }
+    State::V2(v2)
 }

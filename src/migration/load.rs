@@ -56,9 +56,10 @@ pub fn load(
 ) -> anyhow::Result<u64> {
     let state = wire::decode(stream)
         .map_err(|error| anyhow!("the stream is no state of a virtiofsd: {error}"))?
-        .into_v2();
-    let saved = Saved::check(&state).context("the stream contradicts itself")?;
-    let features = agreed_features(fs.wanted_features(u64::MAX), saved.negotiated)?;
+        .into_v3();
+    let saved = Saved::check(&state.v2).context("the stream contradicts itself")?;
+    let wanted = fs.wanted_features(u64::MAX);
+    let features = agreed_features(wanted, saved.negotiated, state.no_opendir)?;
     fs.stop();
     if let Err(error) = restore(fs, config, &saved, stop) {
         fs.stop();
@@ -73,7 +74,7 @@ const ACCESS_LISTS: u64 = features::POSIX_ACL | features::DONT_MASK | features::
 
 /// The features that the source has settled with the guest, as far as they matter
 /// here.
-fn agreed_features(wanted: u64, negotiated: Negotiated) -> anyhow::Result<u64> {
+fn agreed_features(wanted: u64, negotiated: Negotiated, no_opendir: bool) -> anyhow::Result<u64> {
     let mut agreed = wanted;
     for (settled, feature, option) in [
         (
@@ -87,6 +88,11 @@ fn agreed_features(wanted: u64, negotiated: Negotiated) -> anyhow::Result<u64> {
             "--announce-submounts",
         ),
         (negotiated.posix_acl, ACCESS_LISTS, "--posix-acl"),
+        (
+            no_opendir,
+            features::NO_OPENDIR,
+            "--readonly with --cache=always",
+        ),
     ] {
         ensure!(
             !settled || wanted & feature != 0,

@@ -15,6 +15,7 @@ use super::saved::Saved;
 use super::walk::walk;
 use super::wire::{
     self, FileHandle, Handle, HandleSource, Inode, Location, Negotiated, State, StateV1, StateV2,
+    StateV3,
 };
 use crate::config::{FindBy, MigrationConfig};
 use crate::fuse::flags::init as features;
@@ -151,7 +152,16 @@ pub fn save(
         state.v1.inodes.len(),
         state.v1.handles.len()
     );
-    wire::encode(&State::V2(state)).map_err(|error| anyhow!("cannot write the stream: {error}"))
+    let no_opendir = fs.agreed_features() & features::NO_OPENDIR != 0;
+    let state = if no_opendir {
+        State::V3(StateV3 {
+            v2: state,
+            no_opendir,
+        })
+    } else {
+        State::V2(state)
+    };
+    wire::encode(&state).map_err(|error| anyhow!("cannot write the stream: {error}"))
 }
 
 impl Collector<'_> {

@@ -313,7 +313,7 @@ fn check_handles(state: &wire::StateV1<'_>) -> anyhow::Result<Vec<SavedHandle>> 
 mod tests {
     use super::super::arbitrary::{Random, state};
     use super::*;
-    use wire::{Handle, Inode, State, StateV1};
+    use wire::{Handle, Inode, StateV1};
 
     fn inode(id: u64, refcount: u64, location: Location<'static>) -> Inode<'static> {
         Inode {
@@ -492,8 +492,8 @@ mod tests {
                 let at = random.below(bytes.len() as u64) as usize;
                 bytes[at] = random.next() as u8;
             }
-            if let Ok(State::V2(state)) = wire::decode(&bytes) {
-                let _ = Saved::check(&state);
+            if let Ok(state) = wire::decode(&bytes) {
+                let _ = Saved::check(&state.into_v3().v2);
             }
         }
     }

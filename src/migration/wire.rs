@@ -1,5 +1,6 @@
 //! The bytes of a migration stream: version 1 and 2 of virtiofsd's state, in
-//! postcard, as virtiofsd 1.13 and 1.14 write and read them.
+//! postcard, as virtiofsd 1.13 and 1.14 write and read them, and a version 3 that
+//! they refuse.
 //!
 //! The order of the fields and of the variants is the format. Nothing that was
 //! decoded here is to be trusted: [`super::saved`] checks it.
@@ -24,6 +25,10 @@ pub enum State<'a> {
     /// What is written today.
     #[serde(borrow)]
     V2(StateV2<'a>),
+    /// What is written of a guest that relies on more than version 2 can say: no
+    /// daemon may take it that does not know of that.
+    #[serde(borrow)]
+    V3(StateV3<'a>),
 }
 
 /// Version 1.
@@ -47,6 +52,15 @@ pub struct StateV2<'a> {
     /// shared directory.
     #[serde(borrow)]
     pub mount_paths: BTreeMap<u64, Cow<'a, str>>,
+}
+
+/// Version 3.
+#[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct StateV3<'a> {
+    #[serde(borrow)]
+    pub v2: StateV2<'a>,
+    /// Whether the guest reads directories without opening them.
+    pub no_opendir: bool,
 }
 
 /// What INIT settled.
@@ -120,14 +134,19 @@ pub enum HandleSource {
 }
 
 impl<'a> State<'a> {
-    /// Both versions as the newer one.
-    pub fn into_v2(self) -> StateV2<'a> {
-        match self {
+    /// All versions as the newest one.
+    pub fn into_v3(self) -> StateV3<'a> {
+        let v2 = match self {
             Self::V1(v1) => StateV2 {
                 v1,
                 mount_paths: BTreeMap::new(),
             },
             Self::V2(v2) => v2,
+            Self::V3(v3) => return v3,
+        };
+        StateV3 {
+            v2,
+            no_opendir: false,
         }
     }
 }
@@ -287,13 +306,27 @@ mod tests {
     }
 
     #[test]
+    fn version_3_adds_what_older_daemons_must_not_miss() {
+        let (State::V2(v2), bytes) = golden() else {
+            panic!()
+        };
+        let bytes = [&[2], &bytes[1..], &[1]].concat();
+        let state = State::V3(StateV3 {
+            v2,
+            no_opendir: true,
+        });
+        assert_eq!(encode(&state).unwrap(), bytes);
+        assert_eq!(decode(&bytes).unwrap(), state);
+    }
+
+    #[test]
     fn what_is_cut_or_too_long_or_of_another_version_is_an_error() {
         let (_, bytes) = golden();
         for end in 0..bytes.len() {
             assert!(decode(&bytes[..end]).is_err(), "cut to {end}");
         }
         assert!(decode(&[&bytes[..], &[0]].concat()).is_err());
-        assert!(decode(&[2, 0, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(decode(&[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_err());
     }
 
     #[test]

@@ -7,19 +7,22 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{FileType, RawDir, SeekFrom};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::Passthrough;
+use super::handles::Handle;
 use super::inode::Node;
 use super::lookup::Interest;
 use crate::fs::Result;
 use crate::fuse::abi::{Attr, EntryOut};
 use crate::fuse::dirent::{DirEntry, DirPacker};
+use crate::fuse::flags::init;
 use crate::fuse::op::ReadArgs;
-use crate::id::NodeId;
+use crate::id::{HandleId, NodeId};
 use crate::sys::locks::lock;
 
 /// Bytes that are fetched from the host at most in one call.
@@ -174,12 +177,60 @@ impl Passthrough {
         into: &mut DirPacker<'_>,
     ) -> Result<()> {
         let inode = self.node(node)?;
-        let handle = self.handles.directory(node, args.handle)?;
+        if !self.is_unopened(args.handle) {
+            let handle = self.handles.directory(node, args.handle)?;
+            return self.read_on(&inode, &handle, args.offset, into).map(drop);
+        }
+        let handle = match self.listings.take(node, args.offset) {
+            Some(handle) => handle,
+            None => self.open_unopened(&inode)?,
+        };
+        match self.read_on(&inode, &handle, args.offset, into)? {
+            Some(next) if !into.is_empty() => self.listings.keep(handle, next),
+            // The guest is at the end.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Packs entries from a cookie on; gives where the stream goes on, if that is
+    /// known.
+    fn read_on(
+        &self,
+        directory: &Node,
+        handle: &Handle,
+        offset: u64,
+        into: &mut DirPacker<'_>,
+    ) -> Result<Option<u64>> {
         let mut stream = lock(handle.stream().ok_or(Errno::BADF)?);
-        stream.seek(handle.as_fd(), args.offset)?;
-        let filled = self.fill(&inode, &mut stream, handle.as_fd(), into);
+        stream.seek(handle.as_fd(), offset)?;
+        let filled = self.fill(directory, &mut stream, handle.as_fd(), into);
         stream.settle();
-        filled
+        filled.map(|()| stream.expected)
+    }
+
+    /// Whether a handle stands for a directory that the guest has not opened.
+    fn is_unopened(&self, handle: HandleId) -> bool {
+        handle == HandleId(0) && self.has(init::NO_OPENDIR)
+    }
+
+    /// Opens a directory that the guest reads without opening it.
+    fn open_unopened(&self, directory: &Node) -> Result<Handle> {
+        if directory.kind() != FileType::Directory {
+            return Err(Errno::BADF);
+        }
+        let place = self.place()?;
+        let fd = self.reopen(directory.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Handle::directory(directory.id(), place.hold(fd)))
+    }
+
+    /// A directory for work that has no position, whether the guest has opened it
+    /// or need not.
+    pub(super) fn directory_of(&self, node: NodeId, handle: HandleId) -> Result<Arc<Handle>> {
+        if self.is_unopened(handle) {
+            return self.open_unopened(&self.node(node)?).map(Arc::new);
+        }
+        self.handles.directory(node, handle)
     }
 
     /// Packs entries from the stream's position on.

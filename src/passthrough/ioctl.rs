@@ -62,7 +62,7 @@ impl Passthrough {
         let file = self
             .handles
             .file(node, args.handle)
-            .or_else(|_| self.handles.directory(node, args.handle))?;
+            .or_else(|_| self.directory_of(node, args.handle))?;
         let output = carry_out(file.as_fd(), args.command, args.input)?;
         if output.len() > args.out_size as usize {
             return Err(Errno::INVAL);

@@ -18,6 +18,7 @@ mod inode_store;
 mod io;
 mod ioctl;
 mod label;
+mod listings;
 mod lock;
 mod lookup;
 mod migrate;
@@ -43,6 +44,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags, readlinkat};
+use rustix::io::Errno;
 
 use crate::config::{CachePolicy, Config, InodeFileHandles, Wanted};
 use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Usage, Waiting};
@@ -68,6 +70,7 @@ use handles::Handles;
 pub use id_map::IdMaps;
 use inode::Held;
 use inode_store::InodeStore;
+use listings::Listings;
 use lock::Locks;
 use mount_fds::Mounts;
 pub use mount_fds::try_file_handles;
@@ -92,6 +95,7 @@ pub struct Passthrough {
     inodes: InodeStore,
     recent: RecentDirectories,
     handles: Handles,
+    listings: Listings,
     xattr_names: XattrMap,
     /// What the host calls the capabilities of a file, where it does not take
     /// them for what they are.
@@ -169,6 +173,7 @@ impl Passthrough {
             recent: RecentDirectories::new(shares.recent),
             budget,
             handles: Handles::new(),
+            listings: Listings::default(),
             locks: Locks::default(),
             features: AtomicU64::new(0),
             tracking: Tracking::default(),
@@ -283,6 +288,11 @@ impl FileSystem for Passthrough {
                 config.cache != CachePolicy::Never,
                 features::CACHE_SYMLINKS,
             )
+            // It keeps what it has read then, with a handle or without.
+            | when(
+                config.read_only && config.cache == CachePolicy::Always,
+                features::NO_OPENDIR,
+            )
             | when(config.writeback, features::WRITEBACK_CACHE)
             | when(config.announce_submounts, features::SUBMOUNTS)
             | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
@@ -310,6 +320,7 @@ impl FileSystem for Passthrough {
 
     fn stop(&self) {
         self.handles.clear();
+        self.listings.clear();
         self.locks.clear();
         self.inodes.clear();
         self.recent.clear();
@@ -352,6 +363,9 @@ impl FileSystem for Passthrough {
     fn forget(&self, node: NodeId, count: u64) {
         if self.inodes.forget(node, count) {
             self.recent.remove(node);
+            if self.has(features::NO_OPENDIR) {
+                self.listings.remove(node);
+            }
             self.locks
                 .end_forgotten(node, || self.inodes.get(node).is_none());
             self.tracking.tell(|tracker| {
@@ -501,6 +515,9 @@ impl FileSystem for Passthrough {
     }
 
     fn opendir(&self, node: NodeId, _flags: u32) -> Result<Opened> {
+        if self.has(features::NO_OPENDIR) {
+            return Err(Errno::NOSYS);
+        }
         self.open_directory(node)
     }
 
@@ -513,7 +530,7 @@ impl FileSystem for Passthrough {
     }
 
     fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
-        io::sync(self.handles.directory(node, handle)?.as_fd(), data_only)
+        io::sync(self.directory_of(node, handle)?.as_fd(), data_only)
     }
 
     fn statfs(&self, node: NodeId) -> Result<StatfsOut> {

@@ -269,6 +269,10 @@ impl Passthrough {
     /// Closes a descriptor that was not used for long; `false` if there is none
     /// that can be closed.
     fn close_one(&self) -> bool {
+        self.listings.close_one() || self.close_path()
+    }
+
+    fn close_path(&self) -> bool {
         let mut too_young = 0;
         for _ in 0..MAX_TRIES {
             let Some(id) = self.inodes.next_to_close() else {
