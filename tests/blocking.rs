@@ -19,7 +19,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use common::PATIENCE;
 use common::frontend::{Config, F_EVENT_IDX};
 use common::frozen_fs::FrozenFs;
-use common::fuse_client::{Request, read_in};
+use common::fuse_client::{Client, Request, read_in};
 use common::held_fs::{CONTENT, HeldFs};
 use common::session::Session;
 use common::wire::{Encoder, ROOT, op};
@@ -118,6 +118,24 @@ fn more_requests_than_threads_wait_for_their_turn() {
     held.fs.release();
     held.expect_answers(reads);
     assert_eq!(held.fs.most_at_once(), MAX_HELPERS);
+    held.finish();
+}
+
+#[test]
+fn a_server_that_is_gone_takes_no_disk_along() {
+    let mut held = Held::new(&["--num-request-queues=2"]);
+    let mut other = Client::new(held.session.vmm.start_queue(2));
+    let client = &mut held.session.client;
+    let (entry, open) = client.create(ROOT, "f", libc::O_RDWR, 0o600).unwrap();
+    let reads = held.start_reads(100);
+    held.fs.wait_for_reads(MAX_HELPERS);
+    for client in [&mut held.session.client, &mut other] {
+        client.write(entry.nodeid, open.fh, 0, b"text").unwrap();
+        client.fsync(entry.nodeid, open.fh, 0).unwrap();
+    }
+    held.fs.release();
+    held.expect_answers(reads);
+    drop(other);
     held.finish();
 }
 

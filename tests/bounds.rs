@@ -180,8 +180,8 @@ fn take_everything(client: &mut Client, folder: u64, queue: usize) {
 fn a_guest_that_takes_what_it_can_gets_so_much_and_no_more() {
     // 634 of these are the daemon's own.
     const DESCRIPTORS: usize = 800;
-    // The connection, the queues, those that wait for storage, and a few of the library.
-    const THREADS: usize = 5 + 64 + 8;
+    // Two for each queue, those that wait for disks, and a few more.
+    const THREADS: usize = 2 * 5 + 64 + 8;
     let limit = format!("--rlimit-nofile={DESCRIPTORS}");
     let args = [&limit, "--num-request-queues=4", "--xattr", "--posix-lock"];
     let mut session = Session::with_config(&args, &Config::default());

@@ -120,7 +120,7 @@ pub struct Options {
 
     /// Threads that serve the requests of all queues; with 0 each queue's
     /// thread serves its own, one after the other [default: each queue's
-    /// thread, and up to 64 others for what has to wait].
+    /// thread, and up to 128 others for what has to wait].
     #[arg(long, value_name = "N", help_heading = "Cache and speed")]
     pub thread_pool_size: Option<usize>,
 

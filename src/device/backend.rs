@@ -109,6 +109,7 @@ pub struct Device<F: FileSystem> {
 pub(super) struct Serving {
     first: First,
     storage_helpers: Arc<Helpers>,
+    server_helpers: Arc<Helpers>,
     lock_helpers: Arc<Helpers>,
 }
 
@@ -125,6 +126,11 @@ const STORAGE_HELPERS: HelperKind = HelperKind {
     idle_time: IDLE_TIME,
     patience: Patience::Storage,
     overflow: Overflow::Waits,
+};
+
+const SERVER_HELPERS: HelperKind = HelperKind {
+    name: "server wait",
+    ..STORAGE_HELPERS
 };
 
 const LOCK_HELPERS: HelperKind = HelperKind {
@@ -158,6 +164,7 @@ impl Serving {
                 }
             },
             storage_helpers: Helpers::new(STORAGE_HELPERS, copy()?),
+            server_helpers: Helpers::new(SERVER_HELPERS, copy()?),
             lock_helpers: Helpers::new(LOCK_HELPERS, copy()?),
         })
     }
@@ -179,7 +186,7 @@ impl<F: FileSystem> Device<F> {
         let request_queues = options.request_queues.clamp(1, MAX_REQUEST_QUEUES);
         let others = match options.threads {
             Threads::Own => 0,
-            Threads::OwnAndHelpers => MAX_HELPERS + 1,
+            Threads::OwnAndHelpers => 2 * MAX_HELPERS + 1,
             Threads::Pool(threads) => threads,
         };
         let others = others + MAX_LOCK_WAITS;
@@ -189,6 +196,7 @@ impl<F: FileSystem> Device<F> {
                 memory,
                 logging: AtomicBool::new(false),
                 storage_helpers: Arc::clone(&serving.storage_helpers),
+                server_helpers: Arc::clone(&serving.server_helpers),
                 lock_helpers: Arc::clone(&serving.lock_helpers),
             }),
             queues: (0..=request_queues)
@@ -294,7 +302,8 @@ fn hand_off<F: FileSystem>(
     wait: Wait,
 ) {
     let helpers = match wait {
-        Wait::ForDisk | Wait::ForServer => &common.storage_helpers,
+        Wait::ForDisk => &common.storage_helpers,
+        Wait::ForServer => &common.server_helpers,
         Wait::ForLock => &common.lock_helpers,
     };
     // Without a thread it is done here; but not a wait for a lock.

@@ -30,8 +30,9 @@ pub const MAX_REQUEST_QUEUES: usize = 62;
 /// The largest size of a queue that is offered.
 pub const MAX_QUEUE_SIZE: usize = 1024;
 
-/// The most threads that serve what the queues' own threads must not wait for;
-/// what is beyond that waits for one of them.
+/// The most threads that wait for disks in the place of the queues' own threads, and
+/// as many that wait for servers: one that is gone must not take the disks along. What
+/// is beyond that waits for one of them.
 const MAX_HELPERS: usize = 64;
 
 /// The most requests that wait for locks at once, each on a thread of its own, so

@@ -58,8 +58,10 @@ pub(super) struct Common<F> {
     pub(super) memory: GuestMemoryAtomic<GuestMemory>,
     /// Whether the front end wants to know which pages are written to.
     pub(super) logging: AtomicBool,
-    /// Threads that wait for disks and servers.
+    /// Threads that wait for disks.
     pub(super) storage_helpers: Arc<Helpers>,
+    /// Threads that wait for servers.
+    pub(super) server_helpers: Arc<Helpers>,
     /// Threads that wait for locks.
     pub(super) lock_helpers: Arc<Helpers>,
 }

@@ -15,7 +15,8 @@ const FEW_FOR_GUEST: u64 = 128;
 const MEMORY_SLOTS: u64 = 509;
 
 /// The daemon's own files, sockets and mounts, the first request queue, and one
-/// that each of the threads that wait may have open for a moment.
+/// that each of the threads that wait for disks may have open for a moment. Those that
+/// wait for servers, which are few, have theirs among the memory slots that are free.
 const OWN_FILES: u64 = 100;
 
 /// Kick, call and error event of one more queue, and for each of its two threads
