@@ -447,6 +447,35 @@ fn what_the_guest_syncs_the_daemon_is_asked_to_sync() {
 }
 
 #[test]
+fn directories_of_a_share_that_is_only_read_are_not_opened() {
+    for kernel in KERNELS {
+        let (share, logs) = (new_share(), new_share());
+        host(share.path(), "mkdir folder && touch folder/file-{1..2000}");
+        let seen = Guest::new(kernel)
+            .options(&["--logs", logs.path().to_str().unwrap()])
+            .daemon(&["--readonly", "--cache=always", "--log-level=trace"])
+            .case(share.path(), "readonly.sh", &[]);
+        let on_host = host(share.path(), "ls -f folder | LC_ALL=C sort");
+        let sorted = |names: &str| {
+            let mut names: Vec<_> = names.lines().map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(&seen), sorted(&on_host));
+        let log = fs::read_to_string(logs.path().join("daemon.log")).unwrap();
+        let count = |opcode: u32| log.matches(&format!(" opcode: {opcode},")).count();
+        const READDIR: u32 = 28;
+        const RELEASEDIR: u32 = 29;
+        const OPENDIR: u32 = 27;
+        const READDIRPLUS: u32 = 44;
+        // The first answer is enough for all; the second listing asks for nothing.
+        assert_eq!((count(OPENDIR), count(RELEASEDIR)), (1, 0), "{kernel}");
+        let reads = count(READDIR) + count(READDIRPLUS);
+        assert!((1..=30).contains(&reads), "{kernel}: {reads}");
+    }
+}
+
+#[test]
 fn a_directory_of_100_000_files() {
     let share = new_share();
     host(
