@@ -12,6 +12,9 @@ mod common;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +25,7 @@ use common::frontend::REQUEST;
 use common::fuse_client::Client;
 use common::session::Session;
 use common::wire::ROOT;
+use rustix::event::{PollFd, PollFlags};
 use tempfile::TempDir;
 
 const STALE: i32 = libc::ESTALE;
@@ -380,6 +384,204 @@ fn subvolumes_and_bind_mounts_are_trees_of_their_own() {
     session.finish();
 }
 
+/// How often the guest uses other files, so that descriptors are closed.
+const OTHERS: usize = 40;
+
+#[test]
+fn mounts_come_and_move_and_go_while_the_daemon_serves() {
+    let with_few = ["--inode-file-handles=never", "--rlimit-nofile=622"];
+    for sandbox in ["none", "namespace"] {
+        for handles in [&["--inode-file-handles=prefer"][..], &with_few] {
+            let sandbox = format!("--sandbox={sandbox}");
+            let mut args = vec!["--thread-pool-size=0", "--num-request-queues=1", &*sandbox];
+            args.extend(handles);
+            println!("{args:?}");
+            mounts_come_and_move_and_go(&args);
+        }
+    }
+}
+
+fn mounts_come_and_move_and_go(args: &[&str]) {
+    let host = HostFs::new("tmpfs");
+    // A mount beneath one that is shared cannot be moved; one that comes from
+    // elsewhere can, and only so it gets into the daemon's namespace.
+    let is_sandboxed = args.contains(&"--sandbox=namespace");
+    let propagation = if is_sandboxed { "shared" } else { "private" };
+    let at = host.at.to_str().unwrap();
+    run("mount", &[&*format!("--make-{propagation}"), at]);
+    let elsewhere = host.at.parent().unwrap().join("elsewhere");
+    let elsewhere = Mounted::new(&["-t", "tmpfs", "elsewhere"], &elsewhere);
+    run("mount", &["--make-private", elsewhere.0.to_str().unwrap()]);
+
+    let share = host.share();
+    let path = |name: &str| share.path().join(name);
+    let (inner, other) = (path("inner"), path("other"));
+    for folder in [&inner, &other] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("beneath"), "beneath").unwrap();
+    }
+    for number in 0..OTHERS {
+        fs::write(path(&format!("other{number}")), "").unwrap();
+    }
+    wait_until_old(&path(&format!("other{}", OTHERS - 1)));
+    let mut session = Session::over(share, args);
+    let fds = session.daemon.open_fds();
+    let client = &mut session.client;
+    let beneath = client.lookup(ROOT, "inner").unwrap();
+    let low = client.lookup(beneath.nodeid, "beneath").unwrap();
+    assert_eq!(beneath.attr.flags & SUBMOUNT, 0);
+
+    // One comes: the name leads to it, and what is beneath stays what it is.
+    let mounted = Mounted::new(&["-t", "tmpfs", "inner"], &inner);
+    fs::write(inner.join("file"), "above").unwrap();
+    wait_until_old(&inner.join("file"));
+    let above = client.lookup(ROOT, "inner").unwrap();
+    assert_eq!(above.attr.flags & SUBMOUNT, SUBMOUNT);
+    assert_ne!(above.nodeid, beneath.nodeid);
+    let file = client.lookup(above.nodeid, "file").unwrap();
+    assert_eq!(content(client, file.nodeid).unwrap(), b"above");
+    assert_eq!(content(client, low.nodeid).unwrap(), b"beneath");
+    let again = client.lookup(beneath.nodeid, "beneath").unwrap();
+    assert_eq!(again.nodeid, low.nodeid);
+
+    // One moves.
+    let from = if is_sandboxed {
+        let from = elsewhere.0.join("mount");
+        let new = Mounted::new(&["-t", "tmpfs", "moved"], &from);
+        fs::write(from.join("file"), "moved").unwrap();
+        std::mem::forget(new);
+        from
+    } else {
+        inner.clone()
+    };
+    run(
+        "mount",
+        &["--move", from.to_str().unwrap(), other.to_str().unwrap()],
+    );
+    let moved_mount = Mounted(other.clone());
+    let moved = client.lookup(ROOT, "other").unwrap();
+    assert_eq!(moved.attr.flags & SUBMOUNT, SUBMOUNT);
+    let moved_file = client.lookup(moved.nodeid, "file").unwrap();
+    let read = content(client, moved_file.nodeid).unwrap();
+    if is_sandboxed {
+        assert_eq!(read, b"moved");
+    } else {
+        assert_eq!(read, b"above");
+        assert_eq!(moved.nodeid, above.nodeid, "it is the same mount");
+        assert_eq!(moved_file.nodeid, file.nodeid);
+        let bare = client.lookup(ROOT, "inner").unwrap();
+        assert_eq!(
+            (bare.nodeid, bare.attr.flags & SUBMOUNT),
+            (beneath.nodeid, 0)
+        );
+    }
+
+    // What the guest holds of a mount keeps it, with or without descriptors.
+    for number in 0..OTHERS {
+        let name = format!("other{number}");
+        let node = client.lookup(ROOT, &name).unwrap().nodeid;
+        content(client, node).unwrap();
+        client.forget(node, 1);
+    }
+    let busy = Command::new("umount").arg(&other).output().unwrap();
+    assert!(!busy.status.success(), "the guest holds inodes on it");
+
+    // They go: names lead to what was beneath, and what is held to nothing else.
+    drop(moved_mount);
+    if is_sandboxed {
+        drop(mounted);
+    } else {
+        // It was moved away.
+        std::mem::forget(mounted);
+    }
+    for name in ["inner", "other"] {
+        let bare = client.lookup(ROOT, name).unwrap();
+        assert_eq!(bare.attr.flags & SUBMOUNT, 0, "{name}");
+        assert!(client.lookup(bare.nodeid, "beneath").is_ok());
+        assert_eq!(client.lookup(bare.nodeid, "file"), Err(libc::ENOENT));
+    }
+    assert_own_or_gone(client, file.nodeid, "above");
+    assert_eq!(content(client, low.nodeid).unwrap(), b"beneath");
+
+    // Another comes in its place, with a file of the same number.
+    let another = Mounted::new(&["-t", "tmpfs", "another"], &inner);
+    fs::write(inner.join("file"), "another").unwrap();
+    let new = client.walk("inner/file").unwrap();
+    assert_ne!(new.nodeid, file.nodeid);
+    assert_eq!(content(client, new.nodeid).unwrap(), b"another");
+    assert_own_or_gone(client, file.nodeid, "above");
+
+    // Nothing is kept of what the guest has forgotten, and it can be unmounted.
+    client.destroy().unwrap();
+    session.daemon.expect_open_fds(fds);
+    run("umount", &[inner.to_str().unwrap()]);
+    std::mem::forget(another);
+    session.finish();
+}
+
+/// A file is old enough to be known by its time of birth.
+fn wait_until_old(file: &Path) {
+    let born = fs::metadata(file).unwrap().created().unwrap();
+    while born.elapsed().unwrap_or_default() < Duration::from_millis(50) {
+        std::thread::yield_now();
+    }
+}
+
+/// Of an automount that a process asks for, `autofs` writes one of these to its pipe.
+const AUTOFS_PACKET_BYTES: usize = 304;
+
+#[test]
+fn an_automount_is_not_set_off_by_looking_at_it() {
+    let host = HostFs::new("tmpfs");
+    for handles in ["prefer", "never"] {
+        let share = host.share();
+        let at = share.path().join("auto");
+        fs::create_dir(&at).unwrap();
+        // What a daemon for automounts does: it holds the other end of the pipe.
+        let (mut asked, pipe) = std::io::pipe().unwrap();
+        let group = rustix::process::getpgrp().as_raw_nonzero();
+        let options = format!(
+            "fd={},pgrp={group},minproto=5,maxproto=5,direct",
+            pipe.as_raw_fd()
+        );
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("auto", &at, "autofs", flags, options.as_c_str())
+            .expect("the kernel has autofs");
+        let mounted = Mounted(at.clone());
+        drop(pipe);
+
+        let mut session = Session::over(share, &[&format!("--inode-file-handles={handles}")]);
+        let client = &mut session.client;
+        let entry = client.lookup(ROOT, "auto").unwrap();
+        assert_eq!(entry.attr.flags & SUBMOUNT, SUBMOUNT);
+        let fh = client.opendir(ROOT).unwrap().fh;
+        let listed = client.readdirplus(ROOT, fh, 0, 4096).unwrap();
+        assert!(listed.iter().any(|dirent| dirent.name() == "auto"));
+        client.releasedir(ROOT, fh).unwrap();
+        client.getattr(entry.nodeid).unwrap();
+        client.statfs(entry.nodeid).unwrap();
+        assert_eq!(client.lookup(ROOT, "auto").unwrap().nodeid, entry.nodeid);
+        let mut polled = [PollFd::new(&asked, PollFlags::IN)];
+        let now = rustix::event::Timespec::default();
+        let events = rustix::event::poll(&mut polled, Some(&now)).unwrap();
+        assert_eq!(events, 0, "an automount was asked for");
+
+        // One who goes in asks for it, and waits.
+        let mut other = Command::new("stat")
+            .arg(at.join("."))
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut packet = [0; AUTOFS_PACKET_BYTES];
+        asked.read_exact(&mut packet).unwrap();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        session.finish();
+        drop(mounted);
+    }
+}
+
 #[test]
 fn a_mount_without_handles_is_said_once_and_is_refused_where_they_are_mandatory() {
     let host = HostFs::new("tmpfs");
@@ -536,10 +738,7 @@ fn a_handle_that_no_longer_opens_is_no_loss_while_the_name_leads_there() {
     session.put("kept", "kept");
     session.put("replaced", "replaced");
     // Once they are old enough, nothing else can ever have number and birth of one.
-    let born = fs::metadata(session.path("replaced")).unwrap().created();
-    while born.as_ref().unwrap().elapsed().unwrap() < Duration::from_millis(50) {
-        session.client.getattr(ROOT).unwrap();
-    }
+    wait_until_old(&session.path("replaced"));
     let client = &mut session.client;
     let kept = client.lookup(ROOT, "kept").unwrap().nodeid;
     let replaced = client.lookup(ROOT, "replaced").unwrap().nodeid;

@@ -1,8 +1,9 @@
 //! The mounts that inodes are on, and a descriptor of each through which file
 //! handles are opened.
 //!
-//! A mount is known for as long as an inode on it is; its descriptor is closed
-//! with the last one, so that the host can unmount what the guest has left.
+//! A mount is known for as long as an inode on it is, and held by a descriptor; it
+//! is closed with the last one, so that the host can unmount what the guest has
+//! left.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,6 +39,11 @@ pub struct Mount {
     kind: Kind,
     knows_birth: bool,
     handles: Option<Arc<OwnedFd>>,
+    /// The path of something on it, where handles are not opened through it:
+    /// while one of the two is open the host gives its numbers to no other mount.
+    /// Only a subvolume's may be given to another on the same mount, which differs
+    /// in nothing that is known here; its inodes have times of birth and handles.
+    _pin: Option<OwnedFd>,
 }
 
 impl Mount {
@@ -50,6 +56,14 @@ impl Mount {
             kind: Kind::of(device, file_system),
             knows_birth: TRUE_BIRTH.contains(&file_system),
             handles,
+            _pin: None,
+        }
+    }
+
+    fn pinned_by(self, path: OwnedFd) -> Self {
+        Self {
+            _pin: Some(path),
+            ..self
         }
     }
 
@@ -121,7 +135,15 @@ impl Mounts {
             .try_handles(&found, kind, &file, proc_self_fd)
             .or_else(|errno| self.without_handles(&found, &file, proc_self_fd, errno))?;
         let InodeKey { device, mount, .. } = found.key;
-        Ok(self.add(Mount::new(device, mount, kind, handles)))
+        let has_handles = handles.is_some();
+        let mount = Mount::new(device, mount, kind, handles);
+        if has_handles {
+            return Ok(self.add(mount));
+        }
+        let name = FdName::of(file.as_fd());
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let path = rustix::fs::openat(proc_self_fd, name.as_c_str(), flags, Mode::empty())?;
+        Ok(self.add(mount.pinned_by(path)))
     }
 
     /// A descriptor through which the handles of a mount are opened, having
