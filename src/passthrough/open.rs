@@ -1,7 +1,7 @@
 //! Opening and creating files, and what the guest may cache of them.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -10,9 +10,9 @@ use super::Passthrough;
 use super::fd_budget::Place;
 use super::handles::Handle;
 use super::inode::Node;
-use super::lookup::{Found, Interest, identify};
+use super::lookup::{Found, Interest, identify, identify_name};
 use crate::config::CachePolicy;
-use crate::fs::{Entry, Opened, Result};
+use crate::fs::{Entry, FileSystem, Opened, Result};
 use crate::fuse::flags::{self, init};
 use crate::fuse::op::{Caller, CreateArgs, OpenArgs, TmpfileArgs};
 use crate::id::{HandleId, NodeId};
@@ -195,8 +195,7 @@ impl Passthrough {
         let (found, node) = match entered {
             Ok(entered) => entered,
             Err(errno) => {
-                // Nothing stays behind of a file that the guest never hears of.
-                let _ = rustix::fs::unlinkat(parent, name, AtFlags::empty());
+                remove_created(parent, name, file.as_fd());
                 return Err(errno);
             }
         };
@@ -242,7 +241,8 @@ impl Passthrough {
                 ))
             }
             Err(errno) => {
-                self.inodes.forget(entry.node, 1);
+                // The guest never hears of the look-up.
+                self.forget(entry.node, 1);
                 Err(errno)
             }
         }
@@ -264,6 +264,20 @@ impl Passthrough {
         let file = self.handles.file(node, handle)?;
         let copy = rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?;
         crate::sys::close(copy)
+    }
+}
+
+/// Leaves nothing behind of a file that the guest never hears of. What somebody
+/// else has put in its place stays.
+fn remove_created(parent: &Node, name: &CStr, file: BorrowedFd<'_>) {
+    let is_it = || -> Result<bool> {
+        let (named, made) = (identify_name(parent, name)?, identify(file)?);
+        Ok(named.identity == made.identity)
+    };
+    if is_it() == Ok(true)
+        && let Err(errno) = rustix::fs::unlinkat(parent, name, AtFlags::empty())
+    {
+        log::debug!("a file that could not be entered was not removed: {errno}");
     }
 }
 
