@@ -25,6 +25,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use common::frontend::REQUEST;
 use common::fuse_client::{Client, Request, SetAttr};
 use common::session::Session;
 use common::wire::{Encoder, Entry, FSYNC_FDATASYNC, ROOT, op};
@@ -693,10 +694,15 @@ struct Slow {
 
 impl Slow {
     fn calls(session: &Session, name: &str, number: i64) -> Self {
+        Self::with(session, name, number, "delay_enter=1000000")
+    }
+
+    /// Beginning late, ending late, or failing as well: `inject` of `strace(1)`.
+    fn with(session: &Session, name: &str, number: i64, inject: &str) -> Self {
         let pid = session.daemon.serving_pid();
         let mut strace = Command::new("strace")
             .args(["-f", "-o", "/dev/null", "-e", &format!("trace={name}")])
-            .args(["-e", &format!("inject={name}:delay_enter=1000000")])
+            .args(["-e", &format!("inject={name}:{inject}")])
             .args(["-p", &pid.to_string()])
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -718,10 +724,13 @@ impl Slow {
     fn wait_for_call(&self) {
         loop {
             let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
-            let mut calls = threads.filter_map(|thread| {
+            let calls = threads.filter_map(|thread| {
                 fs::read_to_string(thread.unwrap().path().join("syscall")).ok()
             });
-            if calls.any(|call| call.split_whitespace().next() == Some(&self.number)) {
+            let calls: Vec<_> = calls.collect();
+            assert!(!calls.is_empty(), "the daemon has ended");
+            let mut numbers = calls.iter().filter_map(|call| call.split(' ').next());
+            if numbers.any(|number| number == self.number) {
                 return;
             }
             thread::yield_now();
@@ -804,4 +813,124 @@ fn a_mount_that_goes_away_while_it_is_looked_up_is_looked_up_again() {
     let found = session.client.walk("inner").unwrap();
     assert_eq!(found.attr.ino, fs::metadata(&inner).unwrap().ino());
     assert!(host.session().client.getattr(found.nodeid).is_ok());
+}
+
+/// Who made the file that the guest never hears of does not own its name.
+#[test]
+fn what_is_left_of_a_failed_create_is_removed_and_nothing_of_others() {
+    // A call that strace lets fail has no number that a filter could allow.
+    let args = ["--seccomp=none"];
+    for is_replaced in [false, true] {
+        let Some(mut host) = Host::with("ext4", 16 * MIB, "", "defaults", &args) else {
+            return;
+        };
+        let (file, other) = (host.path("f"), host.path("other"));
+        fs::write(&other, "another's").unwrap();
+        let session = host.session();
+        let call = "name_to_handle_at";
+        let inject = "error=EIO:delay_enter=1000000";
+        let slow = Slow::with(session, call, libc::SYS_name_to_handle_at, inject);
+        let flags = libc::O_RDWR.cast_unsigned();
+        let body = Encoder::new().u32(flags).u32(0o600).u32(0).u32(0).name("f");
+        let asked = session.client.start(&Request::new(op::CREATE, ROOT, body));
+        session.client.submit();
+        // It is made, and about to be entered.
+        while !file.exists() {
+            thread::yield_now();
+        }
+        if is_replaced {
+            fs::rename(&other, &file).unwrap();
+        }
+        let answer = session.client.wait_for(asked);
+        drop(slow);
+        assert_eq!(answer, Err(libc::EIO));
+        assert_eq!(file.exists(), is_replaced);
+        if is_replaced {
+            assert_eq!(fs::read(&file).unwrap(), b"another's");
+        }
+    }
+}
+
+/// A queue besides the one of the session's client.
+fn second_client(session: &mut Session) -> Client {
+    Client::new(session.vmm.start_queue(REQUEST + 1))
+}
+
+const TWO_QUEUES: [&str; 2] = ["--num-request-queues=2", "--thread-pool-size=0"];
+
+/// Between the host's rename and the daemon's note of it a file has no name that is
+/// known.
+#[test]
+fn a_file_without_a_descriptor_is_found_while_the_guest_renames_it() {
+    let mut args = TWO_QUEUES.to_vec();
+    args.extend(["--inode-file-handles=never", "--rlimit-nofile=622"]);
+    let Some(mut host) = Host::with("ext4", 16 * MIB, "", "defaults", &args) else {
+        return;
+    };
+    let (old, new) = (host.path("from/f"), host.path("to/g"));
+    for folder in ["from", "to"] {
+        fs::create_dir(host.path(folder)).unwrap();
+    }
+    fs::write(&old, "text").unwrap();
+    let others: Vec<_> = (0..40).map(|n| format!("other{n}")).collect();
+    for other in &others {
+        fs::write(host.path(other), "").unwrap();
+    }
+    wait_until_old(&host.path("other39"));
+    let session = host.session();
+    let mut second = second_client(session);
+    let c = &mut session.client;
+    let (from, to) = (c.walk("from").unwrap().nodeid, c.walk("to").unwrap().nodeid);
+    let f = c.walk("from/f").unwrap().nodeid;
+    // The guest may cause 12 descriptors to be open: that of the file is closed.
+    for other in &others {
+        c.lookup(ROOT, other).unwrap();
+    }
+    let slow = Slow::with(
+        session,
+        "renameat2",
+        libc::SYS_renameat2,
+        "delay_exit=1000000",
+    );
+    let body = Encoder::new().u64(to).name("f").name("g");
+    let asked = session.client.start(&Request::new(op::RENAME, from, body));
+    session.client.submit();
+    while !new.exists() {
+        thread::yield_now();
+    }
+    let attributes = second.getattr(f);
+    let renamed = session.client.wait_for(asked);
+    drop(slow);
+    assert_eq!(renamed, Ok(Vec::new()));
+    assert_eq!(attributes.map(|found| found.attr.size), Ok(4));
+    assert!(!old.exists());
+}
+
+/// A folder that is opened for a request is not kept when another queue has had it
+/// forgotten meanwhile.
+#[test]
+fn a_folder_that_is_forgotten_while_it_is_opened_does_not_stay_open() {
+    let mut args = TWO_QUEUES.to_vec();
+    args.push("--inode-file-handles=mandatory");
+    let Some(mut host) = Host::with("ext4", 16 * MIB, "", "defaults", &args) else {
+        return;
+    };
+    let folder = host.path("folder");
+    fs::create_dir(&folder).unwrap();
+    wait_until_old(&folder);
+    let session = host.session();
+    let mut second = second_client(session);
+    second.getattr(ROOT).unwrap();
+    let fds = session.daemon.open_fds();
+    let node = session.client.lookup(ROOT, "folder").unwrap().nodeid;
+    let call = "open_by_handle_at";
+    let slow = Slow::calls(session, call, libc::SYS_open_by_handle_at);
+    let request = Request::new(op::GETATTR, node, Encoder::new().u32(0).u32(0).u64(0));
+    let asked = session.client.start(&request);
+    session.client.submit();
+    slow.wait_for_call();
+    second.forget(node, 1);
+    session.client.wait_for(asked).unwrap();
+    drop(slow);
+    session.daemon.expect_open_fds(fds);
 }

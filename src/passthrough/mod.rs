@@ -362,6 +362,7 @@ impl FileSystem for Passthrough {
 
     fn forget(&self, node: NodeId, count: u64) {
         if self.inodes.forget(node, count) {
+            // Who puts it there now finds it forgotten, and takes it out again.
             self.recent.remove(node);
             if self.has(features::NO_OPENDIR) {
                 self.listings.remove(node);

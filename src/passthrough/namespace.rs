@@ -134,10 +134,13 @@ impl Passthrough {
     pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
         let parent_node = self.node(parent)?;
         let unlinked = self.about_to_unlink(&parent_node, name.as_c_str());
+        let id = unlinked.as_ref().map(|node| node.id());
+        let moving = self.inodes.begin_move([id, None]);
         rustix::fs::unlinkat(&parent_node, name.as_c_str(), flags)?;
         if let Some(unlinked) = unlinked {
             self.keep_in_reach(&unlinked);
         }
+        drop(moving);
         self.tracking
             .tell(|tracker| tracker.changed(parent, name.as_c_str()));
         Ok(())
@@ -154,6 +157,8 @@ impl Passthrough {
         } else {
             (None, self.about_to_unlink(&to, new_name))
         };
+        let other = exchanged.or_else(|| replaced.as_ref().map(|node| node.id()));
+        let moving = self.inodes.begin_move([moved, other]);
         rustix::fs::renameat_with(&from, name, &to, new_name, flags)?;
         if let Some(moved) = moved {
             self.inodes.set_place(moved, to.id(), new_name);
@@ -164,6 +169,7 @@ impl Passthrough {
         if let Some(replaced) = replaced {
             self.keep_in_reach(&replaced);
         }
+        drop(moving);
         self.tracking.tell(|tracker| {
             tracker.changed(parent, name);
             tracker.changed(args.new_parent, new_name);

@@ -16,16 +16,15 @@ use super::Passthrough;
 use super::fd_budget::Place;
 use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
-use super::inode_store::{NewPath, PathRoom};
+use super::inode_store::{MAX_DEPTH, NewPath, PathRoom};
 use super::lookup::{BIRTHS_DIFFER, Found, identify, identify_name, is_open_file, open_path};
 use crate::fs::Result;
 use crate::id::NodeId;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
 use crate::sys::shared_fd::SharedFd;
 
-/// Inodes deeper than this below one that is open are not found again. It also
-/// ends the way through directories that the host has moved into each other.
-const MAX_DEPTH: usize = 4096;
+/// So often an inode is looked for whose names the guest changes meanwhile.
+const MAX_LOOKS: usize = 8;
 
 /// Entries of a directory that are looked through for a file that the host has
 /// renamed there.
@@ -39,6 +38,23 @@ const MAX_YOUNG: usize = MAX_TRIES / 4;
 
 /// Opens the path of what a handle is of.
 const PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
+
+/// What an inode is looked for by its name for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Purpose {
+    /// For what the guest asks of it.
+    Request,
+    /// To see whether a descriptor can be closed. Another one is not closed for
+    /// that, and nothing waited for: whoever waits may need it.
+    Closing,
+}
+
+/// What to do where all descriptors are of files too young to be closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum IfYoung {
+    Wait,
+    GiveUp,
+}
 
 /// Whether a descriptor can be closed now.
 enum Closing {
@@ -89,23 +105,33 @@ impl Passthrough {
     /// # Errors
     /// `ENFILE` when there is none.
     pub(super) fn place(&self) -> Result<Place> {
-        self.budget.reserve(|| self.close_one())
+        self.budget.reserve(|| self.close_one(IfYoung::Wait))
     }
 
     /// Room for a descriptor of an inode, for which another one may be closed.
     pub(super) fn path_room(&self) -> Option<PathRoom<'_>> {
+        self.make_room(IfYoung::Wait)
+    }
+
+    fn make_room(&self, if_young: IfYoung) -> Option<PathRoom<'_>> {
         self.inodes
             .path_room()
-            .or_else(|| self.close_one().then(|| self.inodes.path_room())?)
+            .or_else(|| self.close_one(if_young).then(|| self.inodes.path_room())?)
     }
 
     /// What the host shows of an inode. One that is held by a handle is not opened
     /// for that where its name leads to it for sure.
     pub(super) fn identify_inode(&self, id: NodeId) -> Result<Found> {
-        match self.identify_settled(id) {
-            Some(found) => Ok(found),
-            None => identify(self.node(id)?.as_fd()),
+        if let Some(found) = self.identify_settled(id) {
+            return Ok(found);
         }
+        let node = self.node(id)?;
+        let found = identify(node.as_fd())?;
+        if found.is_settled(node.mount()) {
+            // The next time the name is enough.
+            self.inodes.set_settled(id, &found.identity);
+        }
+        Ok(found)
     }
 
     fn identify_settled(&self, id: NodeId) -> Option<Found> {
@@ -145,6 +171,11 @@ impl Passthrough {
                 let path = SharedFd::new(path).ok()?;
                 if is_directory {
                     self.recent.put(inode.id(), &path);
+                    // Another queue may have had it forgotten just before, and
+                    // what is only on the way of others is not forgotten any more.
+                    if !self.inodes.is_held(inode.id()) {
+                        self.recent.remove(inode.id());
+                    }
                 }
                 Some(path)
             }
@@ -154,10 +185,22 @@ impl Passthrough {
 
     /// Finds an inode by name, or by what the guest has open of it.
     fn find_again(&self, id: NodeId) -> Result<SharedFd> {
-        let errno = match self.walk_to(id) {
-            Ok(path) => return Ok(path),
-            Err(errno) => errno,
-        };
+        let mut errno = Errno::STALE;
+        for _ in 0..MAX_LOOKS {
+            match self.walk_to(id, Purpose::Request) {
+                Ok(Some(path)) => return Ok(path),
+                Ok(None) => {}
+                Err(failed) => {
+                    errno = failed;
+                    break;
+                }
+            }
+            // It may have got a descriptor.
+            let (inode, _) = self.inodes.whereabouts(id).ok_or(Errno::STALE)?;
+            if let Some(path) = self.path_at_hand(&inode) {
+                return Ok(path);
+            }
+        }
         match self.handles.some_of(id) {
             Some(handle) => SharedFd::new(self.reopen(handle.as_fd(), OFlags::PATH)?),
             None => Err(errno),
@@ -167,8 +210,12 @@ impl Passthrough {
     /// Goes from the nearest directory that is at hand down to an inode, by
     /// names, and keeps the descriptors of what it meets. Where that ends before,
     /// what is not in its place is lost: not what would be beneath it, which may
-    /// be there again with it.
-    fn walk_to(&self, id: NodeId) -> Result<SharedFd> {
+    /// be there again with it. `None` where the guest has moved something on the
+    /// way meanwhile.
+    ///
+    /// It takes as many steps as there are directories between, at most
+    /// `MAX_DEPTH`, and only the request itself waits for them: no lock is held.
+    fn walk_to(&self, id: NodeId, purpose: Purpose) -> Result<Option<SharedFd>> {
         let mut way = Vec::new();
         let mut at = id;
         let mut path = loop {
@@ -186,21 +233,27 @@ impl Passthrough {
             at = parent;
         };
         for (inode, parent, name) in way.into_iter().rev() {
+            let has_moved = || {
+                let may_wait = purpose == Purpose::Request;
+                may_wait && self.inodes.has_moved(inode.id(), parent, &name)
+            };
             let next = match self.find_by_name(&path, &name, &inode) {
-                Err(Errno::NOENT | Errno::STALE) => {
-                    let found = self.search(&path, parent, &inode);
-                    if found.as_ref().is_err_and(|errno| *errno == Errno::STALE) {
+                Err(Errno::NOENT | Errno::STALE) if has_moved() => return Ok(None),
+                Err(Errno::NOENT | Errno::STALE) => match self.search(&path, parent, &inode) {
+                    Err(Errno::STALE) if has_moved() => return Ok(None),
+                    Err(Errno::STALE) => {
                         log::debug!("node {} is not found any more", inode.id().0);
                         self.inodes.set_lost(inode.id(), parent, &name);
+                        return Err(Errno::STALE);
                     }
-                    found?
-                }
+                    found => found?,
+                },
                 result => result?,
             };
             path = SharedFd::new(next)?;
-            self.keep(&inode, &path);
+            self.keep(&inode, &path, purpose);
         }
-        Ok(path)
+        Ok(Some(path))
     }
 
     /// Opens the path of a name if it is this inode.
@@ -222,8 +275,9 @@ impl Passthrough {
         Ok(path)
     }
 
-    /// Keeps what was found again.
-    fn keep(&self, inode: &Inode, path: &SharedFd) {
+    /// Keeps what was found again. What is found for the second time is in use, and
+    /// another descriptor may be closed for it.
+    fn keep(&self, inode: &Inode, path: &SharedFd, purpose: Purpose) {
         if let Held::Handle(held) = &inode.held {
             // A network file system may give the same file another handle.
             if let Ok((handle, _)) = name_to_handle(path, c"")
@@ -231,7 +285,15 @@ impl Passthrough {
             {
                 self.inodes.set_handle(inode.id(), &handle);
             }
-        } else if let Some(room) = self.inodes.path_room() {
+            return;
+        }
+        let is_in_use = purpose == Purpose::Request && self.inodes.note_found(inode.id());
+        let room = if is_in_use {
+            self.make_room(IfYoung::GiveUp)
+        } else {
+            self.inodes.path_room()
+        };
+        if let Some(room) = room {
             let new = NewPath {
                 fd: path.clone(),
                 verified: true,
@@ -268,11 +330,11 @@ impl Passthrough {
 
     /// Closes a descriptor that was not used for long; `false` if there is none
     /// that can be closed.
-    fn close_one(&self) -> bool {
-        self.listings.close_one() || self.close_path()
+    fn close_one(&self, if_young: IfYoung) -> bool {
+        self.listings.close_one() || self.close_path(if_young)
     }
 
-    fn close_path(&self) -> bool {
+    fn close_path(&self, if_young: IfYoung) -> bool {
         let mut too_young = 0;
         for _ in 0..MAX_TRIES {
             let Some(id) = self.inodes.next_to_close() else {
@@ -288,7 +350,10 @@ impl Passthrough {
                     too_young += 1;
                     // Soon it can be closed, and till then the guest can wait.
                     if too_young == MAX_YOUNG {
-                        std::thread::sleep(BIRTHS_DIFFER);
+                        match if_young {
+                            IfYoung::Wait => std::thread::sleep(BIRTHS_DIFFER),
+                            IfYoung::GiveUp => return false,
+                        }
                     }
                 }
                 Closing::NotByName => self.inodes.pin_path(id),
@@ -325,7 +390,8 @@ impl Passthrough {
     /// A directory, also one that is only on the way of others.
     fn directory(&self, id: NodeId) -> Option<SharedFd> {
         let (inode, _) = self.inodes.whereabouts(id)?;
-        self.path_at_hand(&inode).or_else(|| self.walk_to(id).ok())
+        self.path_at_hand(&inode)
+            .or_else(|| self.walk_to(id, Purpose::Closing).ok()?)
     }
 
     /// The inode that is about to be moved away from a name, where that name is
@@ -357,17 +423,27 @@ impl Passthrough {
     /// cannot reach it by the lost name: there another name has to be searched for.
     pub(super) fn keep_in_reach(&self, node: &Node) {
         let path = node.path();
-        if let Ok(inode) = self.inode(node.id())
-            && matches!(inode.held, Held::Name)
-            && is_open_file(&path, &inode.identity)
-            && let Some(room) = self.path_room()
-        {
-            let path = NewPath {
-                fd: path,
-                verified: true,
-                room,
-            };
-            self.inodes.keep_path(node.id(), path);
+        let Ok(inode) = self.inode(node.id()) else {
+            return;
+        };
+        let is_good = || is_open_file(&path, &inode.identity);
+        match &inode.held {
+            Held::Name if is_good() => {
+                if let Some(room) = self.path_room() {
+                    let path = NewPath {
+                        fd: path,
+                        verified: true,
+                        room,
+                    };
+                    self.inodes.keep_path(node.id(), path);
+                }
+            }
+            Held::Path(held)
+                if *held == path && inode.mount().kind() == Kind::Served && !is_good() =>
+            {
+                self.inodes.drop_path(node.id(), &path);
+            }
+            _ => {}
         }
     }
 }

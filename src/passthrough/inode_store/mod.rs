@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 
 use foldhash::fast::RandomState;
 use rustix::io::Errno;
@@ -37,13 +37,16 @@ use crate::sys::file_handle::FileHandle;
 use crate::sys::locks::{read, write};
 pub use paths::{NewPath, PathRoom};
 use shard::Shard;
-use slot::{UNBORN, flag};
+use slot::{Slot, UNBORN, flag};
 
 /// Shards: queues that work on different inodes seldom meet.
 const SHARDS: u64 = 64;
 
 /// Numbers below are never given out: they would be the root's or nobody's.
 const FIRST_ROUND: u64 = 1;
+
+/// Inodes deeper than this below one that is open are not found again.
+pub const MAX_DEPTH: usize = 4096;
 
 /// Numbers that are brought along have to leave room for new ones.
 const MAX_SAVED_ID: u64 = 1 << 62;
@@ -83,8 +86,9 @@ pub struct InodeStore {
     hasher: RandomState,
     shards: Vec<RwLock<Shard>>,
     root: Inode,
-    /// Numbers of other daemons, which do not name our shards.
-    elsewhere: RwLock<HashMap<u64, u64, RandomState>>,
+    /// Numbers of other daemons, which do not name our shards, and the shards that
+    /// their inodes are in. A number names the map that it is in.
+    elsewhere: Vec<RwLock<HashMap<u64, u64, RandomState>>>,
     has_elsewhere: AtomicBool,
     /// New numbers are above this one.
     floor: AtomicU64,
@@ -92,12 +96,16 @@ pub struct InodeStore {
     /// Descriptors that are kept, and how many may be.
     open: AtomicUsize,
     max_open: usize,
-    /// Whether an inode has ever been without a descriptor that it needs.
-    has_closed: AtomicBool,
+    /// Whether an inode may be without a descriptor that it needs.
+    may_be_closed: AtomicBool,
     /// The shard where the next descriptor to close is looked for.
     next_shard: AtomicU64,
     /// Held while an inode gets another place; before any lock of a shard.
     placing: Mutex<()>,
+    /// Inodes whose names are being changed by the guest; no other lock is taken
+    /// while this one is held.
+    moving: Mutex<Vec<NodeId>>,
+    one_less_moves: Condvar,
 }
 
 impl InodeStore {
@@ -108,16 +116,28 @@ impl InodeStore {
             hasher: RandomState::default(),
             shards: (0..SHARDS).map(|_| Default::default()).collect(),
             root,
-            elsewhere: Default::default(),
+            elsewhere: (0..SHARDS).map(|_| Default::default()).collect(),
             has_elsewhere: AtomicBool::new(false),
             floor: AtomicU64::new(0),
             budget,
             open: AtomicUsize::new(0),
             max_open,
-            has_closed: AtomicBool::new(false),
+            may_be_closed: AtomicBool::new(false),
             next_shard: AtomicU64::new(0),
             placing: Mutex::new(()),
+            moving: Mutex::default(),
+            one_less_moves: Condvar::new(),
         }
+    }
+
+    /// Whether the guest holds an inode.
+    pub fn is_held(&self, id: NodeId) -> bool {
+        if id == NodeId::ROOT {
+            return true;
+        }
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id);
+        slot.is_some_and(Slot::is_held)
     }
 
     /// The inode of a number; `None` if the guest does not hold it.
@@ -128,6 +148,15 @@ impl InodeStore {
         let shard = read(self.shard_of(id));
         let slot = shard.by_id(&self.hasher, id)?;
         slot.is_held().then(|| shard.inode(slot))
+    }
+
+    /// The inode was seen to be this file, and no other file can ever be this.
+    pub fn set_settled(&self, id: NodeId, found: &Identity) {
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id);
+        if let Some(slot) = slot.filter(|slot| slot.identity() == *found) {
+            slot.set(flag::SETTLED);
+        }
     }
 
     /// What an inode is, if no other file can ever be this.
@@ -296,7 +325,7 @@ impl InodeStore {
             (id, 1)
         });
         if new.handle.is_none() && new.path.is_none() {
-            self.has_closed.store(true, Ordering::Relaxed);
+            self.may_be_closed.store(true, Ordering::Relaxed);
         }
         let inserted = shard.hold(&self.hasher, hash, id, lookups, &new, place);
         if inserted.is_ok()
@@ -321,7 +350,7 @@ impl InodeStore {
             return Err(Errno::EXIST);
         }
         if id.0 % SHARDS != hash_shard(hash) {
-            write(&self.elsewhere).insert(id.0, hash_shard(hash));
+            write(self.elsewhere(id)).insert(id.0, hash_shard(hash));
             self.has_elsewhere.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -371,7 +400,11 @@ impl InodeStore {
 
     fn leave_elsewhere(&self, id: NodeId) {
         if self.has_elsewhere.load(Ordering::Relaxed) {
-            write(&self.elsewhere).remove(&id.0);
+            let mut elsewhere = write(self.elsewhere(id));
+            elsewhere.remove(&id.0);
+            if elsewhere.capacity() > 256 && elsewhere.len() < elsewhere.capacity() / 4 {
+                elsewhere.shrink_to_fit();
+            }
         }
     }
 
@@ -400,7 +433,10 @@ impl InodeStore {
                 self.give_room_back();
             }
         }
-        write(&self.elsewhere).clear();
+        for elsewhere in &self.elsewhere {
+            let dropped = std::mem::take(&mut *write(elsewhere));
+            drop(dropped);
+        }
     }
 
     /// Every inode that the guest holds, the root included, with its look-ups.
@@ -440,8 +476,13 @@ impl InodeStore {
 
     fn shard_of(&self, id: NodeId) -> &RwLock<Shard> {
         let elsewhere = self.has_elsewhere.load(Ordering::Relaxed);
-        let noted = elsewhere.then(|| read(&self.elsewhere).get(&id.0).copied());
+        let noted = elsewhere.then(|| read(self.elsewhere(id)).get(&id.0).copied());
         self.shard(noted.flatten().unwrap_or(id.0))
+    }
+
+    #[allow(clippy::indexing_slicing)] // There are SHARDS maps, and the index is below.
+    fn elsewhere(&self, id: NodeId) -> &RwLock<HashMap<u64, u64, RandomState>> {
+        &self.elsewhere[(id.0 % SHARDS) as usize]
     }
 
     #[allow(clippy::indexing_slicing)] // There are SHARDS shards, and the index is below.

@@ -48,9 +48,15 @@ impl InodeStore {
     /// Room for one more descriptor, if there is some.
     pub fn path_room(&self) -> Option<PathRoom<'_>> {
         let one_more = |open| (open < self.max_open).then_some(open + 1);
-        self.open
+        let open = self
+            .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .ok()?;
+        // Long before any is closed: by then whoever has read that none will be
+        // is through with its work.
+        if open >= self.max_open / 2 && !self.has_closed_paths() {
+            self.may_be_closed.store(true, Ordering::Relaxed);
+        }
         if !self.budget.take() {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -63,9 +69,10 @@ impl InodeStore {
         self.budget.give_back();
     }
 
-    /// Whether inodes may be held by their names only.
+    /// Whether inodes may be held by their names only, now or while a request
+    /// lasts.
     pub fn has_closed_paths(&self) -> bool {
-        self.has_closed.load(Ordering::Relaxed)
+        self.may_be_closed.load(Ordering::Relaxed)
     }
 
     /// Keeps a descriptor of an inode, unless it has one.
@@ -103,6 +110,17 @@ impl InodeStore {
         }
     }
 
+    /// Notes that an inode was found by its name; gives whether it was before,
+    /// since it has no descriptor.
+    pub fn note_found(&self, id: NodeId) -> bool {
+        let shard = read(self.shard_of(id));
+        shard.by_id(&self.hasher, id).is_some_and(|slot| {
+            let before = slot.has(flag::USED);
+            slot.set(flag::USED);
+            before
+        })
+    }
+
     /// An inode with a descriptor that was not used for long. The caller closes
     /// it, or says why not.
     pub fn next_to_close(&self) -> Option<NodeId> {
@@ -132,7 +150,7 @@ impl InodeStore {
     /// of this identity for sure, if `settled`.
     pub fn close_path(&self, id: NodeId, found: &Identity, settled: bool) {
         let mut shard = write(self.shard_of(id));
-        self.has_closed.store(true, Ordering::Relaxed);
+        self.may_be_closed.store(true, Ordering::Relaxed);
         let path = shard.by_id_mut(&self.hasher, id).and_then(|slot| {
             slot.born
                 .store(found.born.unwrap_or(UNBORN), Ordering::Relaxed);
@@ -144,6 +162,21 @@ impl InodeStore {
         });
         drop(shard);
         if path.is_some() {
+            self.give_room_back();
+        }
+    }
+
+    /// A descriptor leads nowhere any more, if this one is kept.
+    pub fn drop_path(&self, id: NodeId, path: &SharedFd) {
+        let mut shard = write(self.shard_of(id));
+        let dropped = shard
+            .by_id_mut(&self.hasher, id)
+            .filter(|slot| slot.path.as_ref() == Some(path))
+            .and_then(|slot| slot.path.take());
+        drop(shard);
+        if dropped.is_some() {
+            self.may_be_closed.store(true, Ordering::Relaxed);
+            drop(dropped);
             self.give_room_back();
         }
     }

@@ -3,17 +3,71 @@
 
 use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::fs::FileType;
 
 use super::super::inode::{Identity, Inode};
-use super::InodeStore;
 use super::slot::{Slot, flag};
+use super::{InodeStore, MAX_DEPTH};
 use crate::id::NodeId;
 use crate::sys::cpath::NameCopy;
-use crate::sys::locks::{lock, read, write};
+use crate::sys::locks::{lock, read, wait_for, write};
+
+/// How long it is waited for a change before it is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Inodes whose names the guest is changing. Who looks for one of them in vain
+/// waits until the change is noted, instead of taking it for lost.
+#[derive(Debug)]
+#[must_use]
+pub struct Move<'a> {
+    store: &'a InodeStore,
+    inodes: [Option<NodeId>; 2],
+}
+
+impl Drop for Move<'_> {
+    fn drop(&mut self) {
+        let mut is_waited_for = false;
+        for id in self.inodes.iter().flatten() {
+            let mut moving = lock(&self.store.moving);
+            if let Some(at) = moving.iter().position(|other| other == id) {
+                moving.swap_remove(at);
+                is_waited_for = true;
+            }
+        }
+        if is_waited_for {
+            self.store.one_less_moves.notify_all();
+        }
+    }
+}
 
 impl InodeStore {
+    /// The names of these inodes are about to be changed on the host.
+    pub fn begin_move(&self, inodes: [Option<NodeId>; 2]) -> Move<'_> {
+        if inodes.iter().any(Option::is_some) {
+            lock(&self.moving).extend(inodes.iter().flatten());
+        }
+        Move {
+            store: self,
+            inodes,
+        }
+    }
+
+    /// Whether an inode that was looked for in vain in this place is to be found
+    /// in another way by now. If its name is being changed that is waited for,
+    /// so nobody may ask who changes one.
+    pub fn has_moved(&self, id: NodeId, parent: NodeId, name: &CStr) -> bool {
+        let mut moving = lock(&self.moving);
+        while moving.contains(&id) {
+            moving = wait_for(&self.one_less_moves, moving, LOOK_AGAIN).0;
+        }
+        drop(moving);
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id);
+        slot.is_some_and(|slot| slot.path.is_some() || !shard.has_place(slot, parent, name))
+    }
+
     /// An inode, also one that is only on the way of others, and where it was
     /// last found: in which directory and by which name.
     pub fn whereabouts(&self, id: NodeId) -> Option<(Inode, Option<(NodeId, CString)>)> {
@@ -78,15 +132,24 @@ impl InodeStore {
     /// seems to lie within it, the host has moved something since it was looked
     /// up: what seems to lie in the directory itself is nowhere then, until it is
     /// looked up again. Otherwise the two would keep each other for ever.
+    ///
+    /// Nothing lies within a file, and others wait while this takes its way up:
+    /// what is too deep to be found again is nowhere as well.
     fn break_ring(&self, id: NodeId, parent: NodeId) {
+        if !self.has_children(id) {
+            return;
+        }
         let mut at = parent;
-        while at.0 != 0 && at != NodeId::ROOT {
+        for depth in 0.. {
+            if at.0 == 0 || at == NodeId::ROOT {
+                return;
+            }
             let above = {
                 let shard = read(self.shard_of(at));
                 let slot = shard.by_id(&self.hasher, at);
                 NodeId(slot.map_or(0, |slot| slot.parent))
             };
-            if above == id {
+            if above == id || depth == MAX_DEPTH {
                 if let Some(left) = self.replace_place(at, NodeId(0), None) {
                     self.remove_child(left);
                 }
@@ -105,6 +168,12 @@ impl InodeStore {
         {
             slot.set(flag::LOST);
         }
+    }
+
+    fn has_children(&self, id: NodeId) -> bool {
+        let shard = read(self.shard_of(id));
+        let slot = shard.by_id(&self.hasher, id);
+        slot.is_some_and(|slot| slot.children.load(Ordering::Relaxed) > 0)
     }
 
     pub(super) fn add_child(&self, parent: NodeId) -> bool {

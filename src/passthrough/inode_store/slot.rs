@@ -15,7 +15,8 @@ pub(super) const UNBORN: i64 = i64::MIN;
 
 /// Bits of [`Slot::flags`].
 pub(super) mod flag {
-    /// Used since its descriptor was last looked at for closing.
+    /// Used since its descriptor was last looked at for closing; without one,
+    /// found by its name.
     pub const USED: u8 = 1;
     /// A file of the same number and time of birth is this one for sure.
     pub const SETTLED: u8 = 2;
