@@ -13,6 +13,8 @@ const WIDTH: f64 = LABELS + BARS + VALUES;
 const BAR_HEIGHT: f64 = 13.0;
 const GAP: f64 = 9.0;
 const TOP: f64 = 92.0;
+/// Bars end at eight times and an eighth.
+const MAX_POWER: f64 = 3.0;
 const BETTER: &str = "#2171b5";
 const WORSE: &str = "#d94801";
 
@@ -76,10 +78,13 @@ impl Chart<'_> {
         )
         .unwrap();
         text(into, (LABELS - 10.0, y), "end", "#555", &bar.case);
-        let value = format!("{:.2}", bar.ratio);
+        let is_cut = bar.ratio.log2().abs() > MAX_POWER;
+        let arrow = |arrow| if is_cut { arrow } else { "" };
         if bar.ratio < 1.0 {
+            let value = format!("{}{:.2}", arrow("← "), bar.ratio);
             text(into, (end - 5.0, y), "end", "#000", &value);
         } else {
+            let value = format!("{:.2}{}", bar.ratio, arrow(" →"));
             text(into, (end + 5.0, y), "start", "#000", &value);
         }
     }
@@ -127,9 +132,10 @@ struct Scale {
 }
 
 impl Scale {
-    /// Wide enough for all bars.
+    /// Wide enough for all bars that are not cut.
     fn of(bars: &[Bar]) -> Self {
-        let logs = || bars.iter().map(|bar| bar.ratio.log2());
+        let log = |bar: &Bar| bar.ratio.log2().clamp(-MAX_POWER, MAX_POWER);
+        let logs = || bars.iter().map(log);
         Self {
             low: logs().fold(-1.0, f64::min).floor() as i32,
             high: logs().fold(1.0, f64::max).ceil() as i32,
@@ -137,7 +143,8 @@ impl Scale {
     }
 
     fn x(&self, ratio: f64) -> f64 {
-        let place = (ratio.log2() - f64::from(self.low)) / f64::from(self.high - self.low);
+        let (low, high) = (f64::from(self.low), f64::from(self.high));
+        let place = (ratio.log2().clamp(low, high) - low) / (high - low);
         // Room for the value beside a bar that reaches the edge.
         LABELS + VALUES / 2.0 + place * (BARS - VALUES / 2.0)
     }
