@@ -367,9 +367,10 @@ fn memory() {
         }
         println!("the longest call takes {longest:?}");
         // No lock is held for longer than a call takes, and others do not wait longer.
-        // What a loaded machine does meanwhile is not in it; without optimisation
-        // all takes several times as long.
-        let limit = if cfg!(debug_assertions) { 20 } else { 2 };
+        // The longest calls are those that give small pieces of memory back, without
+        // a lock of ours. What a loaded machine does meanwhile is not in it; without
+        // optimisation all takes several times as long.
+        let limit = if cfg!(debug_assertions) { 50 } else { 5 };
         assert!(longest < Duration::from_millis(limit), "{longest:?}");
         assert!(heap(&store) < 2 << 20, "{}", heap(&store));
         for id in ids.iter().step_by(1000) {
