@@ -849,6 +849,7 @@ fn a_million(args: &[&str], bytes_each: u64) {
     });
     waits.sort_unstable();
     let (median, worst) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    let most = waits[waits.len() * 99 / 100];
     for folder in folders {
         client.forget(folder, 1);
     }
@@ -859,7 +860,9 @@ fn a_million(args: &[&str], bytes_each: u64) {
         "{args:?}: {before} bytes before, {at_peak} at the peak, {after} after; {each} for each \
          inode; {open_at_peak} descriptors; LOOKUP beside a million FORGETs {median:?}, at worst {worst:?}"
     );
-    assert!(median < Duration::from_millis(5), "{median:?}");
+    // The worst is the scheduler's where the machine does other things as well; how
+    // long a lock is held, the store's own tests measure.
+    assert!(most < Duration::from_millis(5), "{most:?}");
     assert!(each <= bytes_each, "{each} bytes for each inode");
     assert!(after < before + (8 << 20), "{after} bytes after {before}");
     assert!(open_at_peak < 5000);
