@@ -410,6 +410,11 @@ const RUN_BY: &[(&str, &str, &str)] = &[
         "mount -t virtiofs ",
     ),
     (
+        "mount --make-shared",
+        "tests/escape.rs",
+        "\"--make-shared\"",
+    ),
+    (
         "mkdir -p /etc/virtiofsd",
         "tests/systemd.rs",
         "### As a service",
