@@ -432,7 +432,7 @@ fn mounts_come_and_move_and_go(args: &[&str]) {
     assert_eq!(beneath.attr.flags & SUBMOUNT, 0);
 
     // One comes: the name leads to it, and what is beneath stays what it is.
-    let mounted = Mounted::new(&["-t", "tmpfs", "inner"], &inner);
+    let mounted = Mounted::new(&["-t", "tmpfs", "-o", "size=7m", "inner"], &inner);
     fs::write(inner.join("file"), "above").unwrap();
     wait_until_old(&inner.join("file"));
     let above = client.lookup(ROOT, "inner").unwrap();
@@ -440,6 +440,17 @@ fn mounts_come_and_move_and_go(args: &[&str]) {
     assert_ne!(above.nodeid, beneath.nodeid);
     let file = client.lookup(above.nodeid, "file").unwrap();
     assert_eq!(content(client, file.nodeid).unwrap(), b"above");
+    let size = |client: &mut Client, node: u64| {
+        let status = client.statfs(node).unwrap();
+        status.blocks * u64::from(status.frsize)
+    };
+    for node in [above.nodeid, file.nodeid] {
+        assert_eq!(size(client, node), 7 << 20);
+    }
+    assert_ne!(size(client, beneath.nodeid), 7 << 20);
+    for node in [above.nodeid, file.nodeid, beneath.nodeid] {
+        client.syncfs(node).unwrap();
+    }
     assert_eq!(content(client, low.nodeid).unwrap(), b"beneath");
     let again = client.lookup(beneath.nodeid, "beneath").unwrap();
     assert_eq!(again.nodeid, low.nodeid);
