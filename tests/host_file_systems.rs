@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -28,6 +27,7 @@ use tempfile::TempDir;
 use common::frontend::REQUEST;
 use common::fuse_client::{Client, Request, SetAttr};
 use common::session::Session;
+use common::wait_until_old;
 use common::wire::{Encoder, Entry, FSYNC_FDATASYNC, ROOT, op};
 
 const MIB: u64 = 1 << 20;
@@ -742,14 +742,6 @@ impl Drop for Slow {
     fn drop(&mut self) {
         let _ = kill_process(Pid::from_child(&self.strace), Signal::INT);
         let _ = self.strace.wait();
-    }
-}
-
-/// A file is old enough to be known by its time of birth.
-fn wait_until_old(file: &Path) {
-    let born = fs::symlink_metadata(file).unwrap().created().unwrap();
-    while born.elapsed().unwrap_or_default() < Duration::from_millis(50) {
-        thread::yield_now();
     }
 }
 

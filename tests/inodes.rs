@@ -24,6 +24,7 @@ use common::daemon::{Daemon, default_binary};
 use common::frontend::REQUEST;
 use common::fuse_client::Client;
 use common::session::Session;
+use common::wait_until_old;
 use common::wire::ROOT;
 use rustix::event::{PollFd, PollFlags};
 use tempfile::TempDir;
@@ -528,14 +529,6 @@ fn mounts_come_and_move_and_go(args: &[&str]) {
     run("umount", &[inner.to_str().unwrap()]);
     std::mem::forget(another);
     session.finish();
-}
-
-/// A file is old enough to be known by its time of birth.
-fn wait_until_old(file: &Path) {
-    let born = fs::metadata(file).unwrap().created().unwrap();
-    while born.elapsed().unwrap_or_default() < Duration::from_millis(50) {
-        std::thread::yield_now();
-    }
 }
 
 /// Of an automount that a process asks for, `autofs` writes one of these to its pipe.

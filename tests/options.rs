@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use common::frontend::Config;
 use common::fuse_client::{Answer, SetAttr};
 use common::session::Session;
+use common::wait_until_old;
 use common::wire::{
     Dirent, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ROOT, init,
     xattr_names,
@@ -748,7 +749,11 @@ fn session_of_few_descriptors() -> Session {
     session
 }
 
+/// Looks up so many others that the descriptors of those before are closed, which
+/// those of files that were just made are not.
 fn look_up_others(session: &mut Session) {
+    session.put("last", "");
+    wait_until_old(&session.path("last"));
     for n in 0..40 {
         session.client.walk(&format!("other{n}")).unwrap();
     }

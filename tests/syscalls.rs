@@ -18,14 +18,13 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
 
 use std::time::Instant;
 
 use common::fuse_client::{Client, Request, SetAttr};
 use common::session::Session;
+use common::wait_until_old;
 use common::wire::{Encoder, ROOT, op};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -219,14 +218,6 @@ fn numbered(number: u32) -> String {
 fn put_files(session: &Session) {
     for number in 0..=TIMES {
         session.put(&numbered(number), vec![b'x'; 5000]);
-    }
-}
-
-/// A file is old enough to be known by its time of birth.
-fn wait_until_old(file: &Path) {
-    let born = std::fs::metadata(file).unwrap().created().unwrap();
-    while born.elapsed().unwrap_or_default() < Duration::from_millis(50) {
-        std::thread::yield_now();
     }
 }
 
