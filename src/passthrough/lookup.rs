@@ -28,9 +28,16 @@ use crate::sys::clock::{Nanoseconds, last_tick};
 use crate::sys::file_handle::{FileHandle, name_to_handle};
 use crate::sys::shared_fd::SharedFd;
 
+/// The most between two ticks of the host's clock.
+const TICK: Duration = Duration::from_millis(10);
+
 /// Two files of one number have different times of birth if this long lies
-/// between them: the host's clock goes in ticks of at most 10 ms.
-pub(super) const BIRTHS_DIFFER: Duration = Duration::from_millis(20);
+/// between them.
+const BIRTHS_DIFFER: Duration = TICK.saturating_mul(2);
+
+/// So long after its birth a file that is looked at then is settled: the time that
+/// is read is that of the last tick.
+pub(super) const SETTLED_AFTER: Duration = BIRTHS_DIFFER.saturating_add(TICK);
 
 /// A file as the host shows it.
 pub(super) struct Found {

@@ -17,7 +17,7 @@ use super::fd_budget::Place;
 use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
 use super::inode_store::{MAX_DEPTH, NewPath, PathRoom};
-use super::lookup::{BIRTHS_DIFFER, Found, identify, identify_name, is_open_file, open_path};
+use super::lookup::{Found, SETTLED_AFTER, identify, identify_name, is_open_file, open_path};
 use crate::fs::Result;
 use crate::id::NodeId;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
@@ -351,7 +351,7 @@ impl Passthrough {
                     // Soon it can be closed, and till then the guest can wait.
                     if too_young == MAX_YOUNG {
                         match if_young {
-                            IfYoung::Wait => std::thread::sleep(BIRTHS_DIFFER),
+                            IfYoung::Wait => std::thread::sleep(SETTLED_AFTER),
                             IfYoung::GiveUp => return false,
                         }
                     }
