@@ -7,9 +7,14 @@ mod harness;
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// The descriptors of the process are counted, so one target runs at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Runs a target over its inputs; a panic names the one that it came from.
 fn replay(name: &str, target: fn(&[u8])) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")
         .join(name);
