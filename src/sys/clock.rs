@@ -1,4 +1,4 @@
-//! The host's clock as files are dated by it.
+//! The clocks of the host, and of its threads.
 #![allow(unsafe_code)]
 
 /// Nanoseconds since 1970, on the clock that was asked.
@@ -8,16 +8,29 @@ pub type Nanoseconds = i64;
 /// a seventh of the time that the exact one takes (`CLOCK_REALTIME_COARSE`,
 /// `clock_gettime(2)`).
 pub fn last_tick() -> Nanoseconds {
-    let mut now = libc::timespec {
+    // Linux has it since 2.6.32; without it the time is 0, before everything.
+    nanoseconds_of(libc::CLOCK_REALTIME_COARSE)
+}
+
+/// How long the calling thread has run on a processor.
+#[cfg(test)]
+pub fn thread_cpu_time() -> std::time::Duration {
+    let time = nanoseconds_of(libc::CLOCK_THREAD_CPUTIME_ID);
+    assert_ne!(time, 0);
+    std::time::Duration::from_nanos(time.cast_unsigned())
+}
+
+/// What a clock shows; 0 where there is none.
+fn nanoseconds_of(clock: libc::clockid_t) -> Nanoseconds {
+    let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the kernel or the C library writes one `timespec`. Linux has this
-    // clock since 2.6.32; without it the time stays 0, before everything.
-    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &raw mut now) };
-    now.tv_sec
+    // SAFETY: the call fills the structure that it is given, which outlives it.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec
         .saturating_mul(1_000_000_000)
-        .saturating_add(now.tv_nsec)
+        .saturating_add(time.tv_nsec)
 }
 
 #[cfg(test)]

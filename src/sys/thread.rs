@@ -132,16 +132,3 @@ impl Thread {
         };
     }
 }
-
-/// How long the calling thread has run on a processor.
-#[cfg(test)]
-pub fn thread_cpu_time() -> std::time::Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call fills the structure that it is given, which outlives it.
-    let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    assert_eq!(done, 0);
-    std::time::Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
-}

@@ -6,9 +6,9 @@ use rustix::fs::FileType;
 use super::super::inode::Held;
 use super::slot::Slot;
 use super::*;
+use crate::sys::clock::thread_cpu_time;
 use crate::sys::locks::lock;
 use crate::sys::shared_fd::SharedFd;
-use crate::sys::thread::thread_cpu_time;
 
 const DIR: FileType = FileType::Directory;
 const FILE: FileType = FileType::RegularFile;
