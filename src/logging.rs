@@ -4,17 +4,23 @@
 //! they stay the same wherever in the code they are written.
 //!
 //! A guest or a front end that repeats what is worth a line cannot fill the log: all
-//! lines together are limited, those for launchers and those that are only for a
-//! developer's eyes (debug and trace) excepted.
+//! lines together are limited, and so are, apart from them, those for launchers. Not
+//! limited are the line that says why the daemon ends, and what is only for a
+//! developer's eyes (debug and trace). No line keeps a thread waiting for whoever
+//! reads the log, and none has control characters.
 
+use std::borrow::Cow;
+use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use env_logger::{Target, WriteStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use syslog::{BasicLogger, Facility, Formatter3164};
+use syslog::{BasicLogger, Facility, Formatter3164, LoggerBackend};
 
 use crate::sys::locks::lock;
+use crate::sys::stderr::NeverWaits;
 
 /// The target of lines that launchers wait for, and of the last one.
 pub const MILESTONE: &str = "virtiofsd";
@@ -40,6 +46,8 @@ pub fn init(level: LevelFilter, to_syslog: bool) {
 
 fn init_stderr(level: LevelFilter) {
     let mut builder = env_logger::Builder::new();
+    builder.target(Target::Pipe(Box::new(NeverWaits::new(std::io::stderr()))));
+    builder.write_style(stderr_style());
     builder.filter_level(level);
     if let Ok(filters) = std::env::var(env_logger::DEFAULT_FILTER_ENV) {
         builder.parse_filters(&filters);
@@ -52,6 +60,17 @@ fn init_stderr(level: LevelFilter) {
     }
 }
 
+/// Colours for a terminal, unless its user wants none (<https://no-color.org>).
+fn stderr_style() -> WriteStyle {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    if std::io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb {
+        WriteStyle::Always
+    } else {
+        WriteStyle::Never
+    }
+}
+
 fn init_syslog(level: LevelFilter) -> anyhow::Result<()> {
     let format = Formatter3164 {
         facility: Facility::LOG_USER,
@@ -60,6 +79,13 @@ fn init_syslog(level: LevelFilter) -> anyhow::Result<()> {
         pid: std::process::id(),
     };
     let logger = syslog::unix(format).context("no syslog socket")?;
+    // A syslog that reads no more keeps no thread that serves a guest waiting.
+    match &logger.backend {
+        LoggerBackend::Unix(socket) => socket.set_nonblocking(true),
+        LoggerBackend::UnixStream(stream) => stream.get_ref().set_nonblocking(true),
+        _ => Ok(()),
+    }
+    .context("cannot keep the syslog from blocking")?;
     let logger = Limited::new(BasicLogger::new(logger));
     log::set_boxed_logger(Box::new(logger)).map_err(|error| anyhow!(error))?;
     log::set_max_level(level);
@@ -70,6 +96,8 @@ fn init_syslog(level: LevelFilter) -> anyhow::Result<()> {
 struct Limited<L> {
     to: L,
     allowance: Mutex<Allowance>,
+    /// For lines that launchers wait for, so that no others use up their share.
+    milestones: Mutex<Allowance>,
 }
 
 impl<L: Log> Limited<L> {
@@ -77,16 +105,27 @@ impl<L: Log> Limited<L> {
         Self {
             to,
             allowance: Mutex::new(Allowance::new(Instant::now())),
+            milestones: Mutex::new(Allowance::new(Instant::now())),
         }
     }
 
     fn log_at(&self, record: &Record<'_>, now: Instant) {
-        if record.level() > Level::Info || !self.enabled(record.metadata()) {
-            return self.to.log(record);
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if record.level() > Level::Info {
+            return self.write(record);
         }
         let left_out = {
-            let mut allowance = lock(&self.allowance);
-            if record.target() != MILESTONE && !allowance.take(now) {
+            let is_milestone = record.target() == MILESTONE;
+            let mut allowance = lock(if is_milestone {
+                &self.milestones
+            } else {
+                &self.allowance
+            });
+            // The last line of a daemon says why it ends.
+            let is_last = is_milestone && record.level() == Level::Error;
+            if !is_last && !allowance.take(now) {
                 return;
             }
             std::mem::take(&mut allowance.left_out)
@@ -102,8 +141,41 @@ impl<L: Log> Limited<L> {
                     .build(),
             );
         }
-        self.to.log(record);
+        self.write(record);
     }
+
+    /// Names that a guest chose may be part of a line: none of their bytes reaches a
+    /// terminal as a command, or begins a line of its own.
+    fn write(&self, record: &Record<'_>) {
+        match record.args().as_str() {
+            Some(text) if !text.contains(char::is_control) => self.to.log(record),
+            _ => self.to.log(
+                &Record::builder()
+                    .metadata(record.metadata().clone())
+                    .module_path(record.module_path())
+                    .file(record.file())
+                    .line(record.line())
+                    .args(format_args!("{}", escaped(&record.args().to_string())))
+                    .build(),
+            ),
+        }
+    }
+}
+
+/// The text with its control characters as `\n`, `\u{1b}` and the like.
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if character.is_control() {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped.into()
 }
 
 impl<L: Log> Log for Limited<L> {
@@ -244,15 +316,40 @@ mod tests {
     }
 
     #[test]
-    fn milestones_and_what_a_developer_asked_for_are_not_limited() {
+    fn the_last_line_and_what_a_developer_asked_for_are_not_limited() {
         let test = Test::new();
-        test.log(Level::Warn, "any", 103);
-        test.lines();
+        test.log(Level::Info, MILESTONE, 103);
+        assert_eq!(test.lines().len(), 100);
         test.log(Level::Debug, "any", 500);
         assert_eq!(test.lines().len(), 500);
-        test.log(Level::Error, MILESTONE, 200);
+        test.log(Level::Error, MILESTONE, 1);
         let lines = test.lines();
-        assert_eq!(lines.len(), 201);
+        assert_eq!(lines.len(), 2);
         assert!(lines[0].starts_with("3 lines before this one"), "{lines:?}");
+    }
+
+    #[test]
+    fn other_lines_leave_room_for_those_that_launchers_wait_for() {
+        let test = Test::new();
+        test.log(Level::Warn, "any", 1000);
+        test.lines();
+        test.log(Level::Info, MILESTONE, 1);
+        assert_eq!(test.lines(), ["line"]);
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let test = Test::new();
+        let name = "a\nb\u{1b}[31mc\u{9b}\td\u{e9}\u{3042}\\n";
+        test.logger.log(
+            &Record::builder()
+                .level(Level::Warn)
+                .args(format_args!("on {name}"))
+                .build(),
+        );
+        assert_eq!(
+            test.lines(),
+            ["on a\\nb\\u{1b}[31mc\\u{9b}\\td\u{e9}\u{3042}\\n"]
+        );
     }
 }

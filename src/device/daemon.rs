@@ -82,7 +82,7 @@ pub fn serve(
         }
         match daemon_end(daemon.wait()) {
             Ok(()) => log::info!(target: MILESTONE, "Client disconnected"),
-            Err(error) => log::error!(target: MILESTONE, "{error:#}"),
+            Err(error) => log::error!("{error:#}"),
         }
         // This waits for the queues' threads: nothing new is taken any more.
         drop(daemon);

@@ -34,7 +34,6 @@ mod xattr;
 mod xattr_map;
 
 use std::ffi::{CStr, CString, OsString};
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -307,11 +306,12 @@ impl FileSystem for Passthrough {
         optional::check(&self.config, agreed)?;
         if self.config.announce_submounts && agreed & features::SUBMOUNTS == 0 {
             // This line has no log prefix: management software knows it so.
-            // Once is enough, and nobody may be there to read it.
+            // Once is enough.
             static WARNED: Once = Once::new();
             WARNED.call_once(|| {
-                let text = b"Warning: Cannot announce submounts, client does not support it\n";
-                let _ = std::io::stderr().write_all(text);
+                crate::sys::stderr::write_plain_line(
+                    b"Warning: Cannot announce submounts, client does not support it\n",
+                );
             });
         }
         self.features.store(agreed, Ordering::Relaxed);

@@ -12,6 +12,7 @@ pub mod lock;
 pub mod locks;
 pub mod process;
 pub mod shared_fd;
+pub mod stderr;
 pub mod thread;
 pub mod vectored;
 
