@@ -12,17 +12,18 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, kill_process, prlimit};
 use tempfile::TempDir;
 
-use common::daemon::Daemon;
-use common::daemon::default_binary;
-use common::frontend::Config;
+use common::daemon::{Daemon, WAITING, default_binary};
+use common::frontend::{Config, REQUEST, Vmm};
+use common::fuse_client::Client;
 use common::session::Session;
 use common::wire::ROOT;
 
@@ -167,6 +168,87 @@ fn slow_requests_are_logged_with_their_file_and_not_without_end() {
     // Ten for each second that it took, and one second has begun already.
     let lines = daemon.log_count("slow request: ");
     assert!(lines < 2000, "{lines}");
+}
+
+#[test]
+fn a_name_cannot_command_the_terminal_that_shows_the_log() {
+    let mut session = Session::new(&["--slow-request-ms=0"]);
+    let name = "a\nb\u{1b}[31mc";
+    session.put(name, "");
+    let node = session.client.lookup(ROOT, name).unwrap().nodeid;
+    session.client.getattr(node).unwrap();
+    let line = session.daemon.expect_log("slow request: getattr on ");
+    assert!(line.contains(r"/a\nb\u{1b}[31mc took "), "{line}");
+    session.finish();
+}
+
+#[test]
+fn a_launcher_that_does_not_read_the_log_stops_no_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let (share, socket) = (dir.path().join("share"), dir.path().join("socket"));
+    fs::create_dir(&share).unwrap();
+    let mut command = Command::new(default_binary());
+    command
+        .args(["--sandbox=none", "--seccomp=trap", "--log-level=trace"])
+        .arg("--shared-dir")
+        .arg(&share)
+        .arg("--socket-path")
+        .arg(&socket)
+        .stderr(Stdio::piped());
+    let mut daemon = command.spawn().unwrap();
+    let mut log = BufReader::new(daemon.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(WAITING) {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0);
+    }
+    let mut vmm = Vmm::connect(&socket, &Config::default());
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    client.init();
+    // Each is worth a line; a pipe holds some hundreds.
+    for _ in 0..5000 {
+        client.getattr(ROOT).unwrap();
+    }
+    drop((client, vmm));
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert!(rest.len() < 1 << 20, "{} bytes", rest.len());
+}
+
+#[test]
+fn the_metrics_can_be_read_again_after_descriptors_were_short() {
+    let (mut session, folder) = watched(&[]);
+    let socket = folder.path().join("metrics");
+    let pid = Pid::from_raw(session.daemon.pid().cast_signed()).unwrap();
+    let before = set_descriptor_limit(pid, Some(0));
+    let _waits = UnixStream::connect(&socket).unwrap();
+    let said = session
+        .daemon
+        .expect_log("the metrics cannot be read for now");
+    assert!(said.contains("os error 24"), "{said}");
+    set_descriptor_limit(pid, before);
+    assert_eq!(value(&scrape(&socket), "virtiofsd_inodes"), 1.0);
+    session.client.getattr(ROOT).unwrap();
+    session.finish();
+}
+
+/// Sets the soft limit of descriptors of a process; gives the one before.
+fn set_descriptor_limit(pid: Pid, limit: Option<u64>) -> Option<u64> {
+    let now = fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_pid())).unwrap();
+    let line = now.lines().find(|line| line.starts_with("Max open files"));
+    let maximum = line
+        .unwrap()
+        .split_whitespace()
+        .nth(4)
+        .unwrap()
+        .parse()
+        .ok();
+    let new = Rlimit {
+        current: limit,
+        maximum,
+    };
+    prlimit(Some(pid), Resource::Nofile, new).unwrap().current
 }
 
 #[test]

@@ -2,25 +2,31 @@
 //! HTTP as a scraper needs.
 //!
 //! The socket is its owner's alone. A connection that does not ask, or does not
-//! read, is given up after a while, since the next one waits behind it.
+//! read, is given up after a while, however busy it looks, since the next one waits
+//! behind it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::Metrics;
 
 /// The most bytes of a request.
 const MAX_REQUEST: usize = 8192;
 
-/// How long one connection may keep the next one waiting between two bytes.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 2,
-    tv_nsec: 0,
+/// How long one connection may keep the next one waiting.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(5);
+
+/// How long the thread pauses where no connection can be taken for now.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
 };
 
 /// Starts the thread that answers on `listener`.
@@ -30,38 +36,58 @@ const PATIENCE: Timespec = Timespec {
 pub fn serve(listener: UnixListener, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     thread::Builder::new()
         .name("metrics".to_owned())
-        .spawn(move || {
-            loop {
-                match listener.accept() {
-                    Ok((stream, _)) => {
-                        if let Err(error) = answer(stream, &metrics) {
-                            log::debug!("a reader of the metrics got no answer: {error}");
-                        }
-                    }
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        log::error!("the metrics cannot be read any more: {error}");
-                        return;
-                    }
-                }
-            }
-        })
+        .spawn(move || answer_all(&listener, &metrics))
         .context("cannot start the thread of --metrics-socket")?;
     Ok(())
 }
 
-fn answer(mut stream: UnixStream, metrics: &Metrics) -> io::Result<()> {
+fn answer_all(listener: &UnixListener, metrics: &Metrics) {
+    let mut is_short = false;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                is_short = false;
+                if let Err(error) = answer(stream, metrics, Instant::now() + TIME_TO_ANSWER) {
+                    log::debug!("a reader of the metrics got no answer: {error}");
+                }
+            }
+            Err(error) if is_final(&error) => {
+                log::error!("the metrics cannot be read any more: {error}");
+                return;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                // Most often descriptors or memory are short, which will pass.
+                if !is_short {
+                    log::warn!("the metrics cannot be read for now: {error}");
+                }
+                is_short = true;
+                let _ = poll(&mut [], Some(&PAUSE));
+            }
+        }
+    }
+}
+
+/// Whether `accept(2)` will never succeed again: the fault is the socket's.
+fn is_final(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP)
+    )
+}
+
+fn answer(mut stream: UnixStream, metrics: &Metrics, until: Instant) -> io::Result<()> {
     stream.set_nonblocking(true)?;
-    let request = read_request(&mut stream)?;
+    let request = read_request(&mut stream, until)?;
     let (status, body) = respond(&request, metrics);
     let head = format!(
         "HTTP/1.0 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    write_all(&mut stream, head.as_bytes())?;
+    write_all(&mut stream, head.as_bytes(), until)?;
     if !request.starts_with(b"HEAD ") {
-        write_all(&mut stream, body.as_bytes())?;
+        write_all(&mut stream, body.as_bytes(), until)?;
     }
     Ok(())
 }
@@ -86,14 +112,14 @@ fn respond(request: &[u8], metrics: &Metrics) -> (&'static str, String) {
 }
 
 /// Reads up to the empty line.
-fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+fn read_request(stream: &mut UnixStream, until: Instant) -> io::Result<Vec<u8>> {
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         if request.len() > MAX_REQUEST {
             return Err(io::Error::other("the request is too long"));
         }
-        wait(stream, PollFlags::IN)?;
+        wait(stream, PollFlags::IN, until)?;
         match stream.read(&mut part) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(length) => request.extend(part.iter().take(length)),
@@ -104,19 +130,26 @@ fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(request)
 }
 
-fn write_all(stream: &mut UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(stream: &mut UnixStream, mut bytes: &[u8], until: Instant) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.write(bytes) {
             Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => wait(stream, PollFlags::OUT)?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                wait(stream, PollFlags::OUT, until)?
+            }
             Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-fn wait(stream: &UnixStream, events: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(stream, events)], Some(&PATIENCE))? {
+fn wait(stream: &UnixStream, events: PollFlags, until: Instant) -> io::Result<()> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    let left = Timespec::try_from(left).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(stream, events)], Some(&left))? {
         0 => Err(ErrorKind::TimedOut.into()),
         _ => Ok(()),
     }
@@ -130,7 +163,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(request).unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        let _ = answer(ours, &Metrics::default());
+        let _ = answer(ours, &Metrics::default(), Instant::now() + TIME_TO_ANSWER);
         // Closed with something unread, it is reset.
         io::read_to_string(theirs).unwrap_or_default()
     }
@@ -150,5 +183,40 @@ mod tests {
         for broken in [&b""[..], b"GET /metrics", &[b'x'; 2 * MAX_REQUEST]] {
             assert_eq!(asked(broken), "");
         }
+    }
+
+    #[test]
+    fn a_reader_that_sends_byte_by_byte_is_given_up_in_time() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let slow = thread::spawn(move || {
+            // Until nobody is there to read.
+            while theirs.write_all(b"x").is_ok() {
+                let pause = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 1_000_000,
+                };
+                let _ = poll(&mut [], Some(&pause));
+            }
+        });
+        let begun = Instant::now();
+        let until = begun + Duration::from_millis(300);
+        let error = answer(ours, &Metrics::default(), until).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= Duration::from_millis(300));
+        slow.join().unwrap();
+    }
+
+    #[test]
+    fn a_shortage_is_not_the_end() {
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::NOBUFS,
+            Errno::CONNABORTED,
+        ] {
+            assert!(!is_final(&errno.into()), "{errno}");
+        }
+        assert!(is_final(&Errno::BADF.into()));
     }
 }
