@@ -95,6 +95,15 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let adopted = adopted.transpose()?;
     let guest_descriptors = limits::limit_open_files(settings.rlimit_nofile, needs(&settings))?;
 
+    // Without a sandbox this is the last that may wait for a remote file system
+    // before signals are heard again, so they are not held back yet.
+    let handles_without_sandbox = match sandbox {
+        None => Some(uses_file_handles(
+            &mut settings.config,
+            &settings.shared_dir,
+        )?),
+        Some(_) => None,
+    };
     let mut manager = Manager::from_environment();
     let signals = Held::hold()?;
     let remove_on_exit = RemoveOnExit(OwnFiles::default());
@@ -129,7 +138,11 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             }
         },
     };
-    if uses_file_handles(&mut settings.config, &inside.root)? {
+    let has_handles = match handles_without_sandbox {
+        Some(has_handles) => has_handles,
+        None => uses_file_handles(&mut settings.config, &inside.root)?,
+    };
+    if has_handles {
         kept = kept.with_file_handles();
     }
     drop_supplementary_groups()?;

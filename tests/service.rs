@@ -17,14 +17,15 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, kill_process, pidfd_open};
 use tempfile::TempDir;
 
-use common::PATIENCE;
 use common::daemon::{Daemon, WAITING, default_binary};
 use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
 use common::fuse_client::{Client, Lock};
+use common::held_fs::HeldFs;
 use common::wire::ROOT;
+use common::{PATIENCE, wait_readable};
 
 /// What this user may lock the daemon into.
 fn sandboxes() -> &'static [&'static str] {
@@ -323,4 +324,38 @@ fn a_front_end_that_goes_while_a_lock_is_waited_for_leaves_no_lock() {
     }
     daemon.expect_log_count("Client disconnected", 2);
     assert_eq!(daemon.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_signal_ends_a_daemon_that_waits_for_its_share_to_start() {
+    if !geteuid().is_root() {
+        return println!("mounting a file system needs root: skips itself");
+    }
+    for sandbox in ["namespace", "chroot"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (share, socket) = (dir.path().join("share"), dir.path().join("socket"));
+        fs::create_dir(&share).unwrap();
+        let share_fs = HeldFs::mount_until(&share, &socket);
+        let mut command = Command::new(default_binary());
+        command
+            .arg(format!("--sandbox={sandbox}"))
+            .arg("--shared-dir")
+            .arg(&share)
+            .arg("--socket-path")
+            .arg(&socket);
+        let mut daemon = Daemon::spawn(command);
+        share_fs.wait_for_reads(1);
+        let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        let ended = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        assert!(
+            wait_readable(&ended, PATIENCE),
+            "{sandbox}: it does not end"
+        );
+        daemon.expect_log("waits for a file system of this machine that does not answer");
+        // The process inside cannot end before, and has the log open.
+        share_fs.release();
+        assert_eq!(daemon.wait().code(), Some(1), "{sandbox}");
+        assert!(!socket.exists() && !dir.path().join("socket.pid").exists());
+    }
 }

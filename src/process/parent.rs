@@ -8,7 +8,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
@@ -17,7 +20,7 @@ use rustix::process::{
     Gid, Pid, Uid, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, waitpid,
 };
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
-use signal_hook::low_level::emulate_default_handler;
+use signal_hook::low_level::{emulate_default_handler, exit};
 
 use super::capabilities::{self, Kept};
 use super::own_files::OwnFiles;
@@ -25,6 +28,9 @@ use super::sandbox::Sandbox;
 use super::service::Manager;
 use super::user_namespace::NamespaceIds;
 use crate::sys::process::{Side, fork_into};
+
+/// How long the process inside may take to end.
+const TIME_TO_END: Duration = Duration::from_secs(3);
 
 /// Who the calling process is after [`split`].
 #[derive(Debug)]
@@ -143,8 +149,10 @@ impl Child {
         .into_iter()
         .collect();
         signals.thread_block().context("cannot hold signals back")?;
-        pass_on_ready(self.channel, manager.clone())?;
+        let is_ready = Arc::<AtomicBool>::default();
+        pass_on_ready(self.channel, manager.clone(), Arc::clone(&is_ready))?;
         let mut interrupted = false;
+        let mut killed = false;
         let status = loop {
             if let Some(status) = ended(self.pid)? {
                 break status;
@@ -156,29 +164,71 @@ impl Child {
                     interrupted |= signal == Signal::SIGINT;
                     manager.is_stopping();
                     files.remove_all();
-                    pass_on(self.pid, rustix::process::Signal::TERM)?;
+                    end_without_it_after(TIME_TO_END, interrupted)?;
+                    if is_ready.load(Ordering::Acquire) {
+                        pass_on(self.pid, rustix::process::Signal::TERM)?;
+                    } else {
+                        // It holds signals back until it is, and may wait for a
+                        // remote file system. There is nothing to be tidied up.
+                        killed = true;
+                        pass_on(self.pid, rustix::process::Signal::KILL)?;
+                    }
                 }
             }
         };
         manager.is_stopping();
         files.remove_all();
         if interrupted {
-            // As if it had not been caught. Returns only if it failed.
-            let _ = signals.thread_unblock();
-            let _ = emulate_default_handler(Signal::SIGINT as i32);
+            as_if_not_caught();
+        }
+        if killed {
+            return Ok(ExitCode::FAILURE);
         }
         Ok(exit_code(status))
     }
 }
 
+/// Ends this process after a while, whatever becomes of the one inside: that cannot
+/// end before a file system answers for which one of its threads waits in the kernel.
+/// It does nothing any more then, and is gone as soon as the kernel lets it.
+fn end_without_it_after(time: Duration, interrupted: bool) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name("end".to_owned())
+        .spawn(move || {
+            thread::sleep(time);
+            log::warn!(
+                "the process in the sandbox waits for a file system of this machine that does \
+                 not answer; it ends as soon as that does"
+            );
+            if interrupted {
+                as_if_not_caught();
+            }
+            exit(1);
+        })
+        .context("cannot start the thread that ends the daemon")?;
+    Ok(())
+}
+
+/// Ends this process as SIGINT does where nobody catches it. Returns only if that
+/// failed.
+fn as_if_not_caught() {
+    let _ = SigSet::from(Signal::SIGINT).thread_unblock();
+    let _ = emulate_default_handler(Signal::SIGINT as i32);
+}
+
 /// Tells the manager when the process inside says that it is ready. On a thread,
 /// because this process waits for signals.
-fn pass_on_ready(mut channel: UnixStream, manager: Manager) -> anyhow::Result<()> {
+fn pass_on_ready(
+    mut channel: UnixStream,
+    manager: Manager,
+    is_ready: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
     thread::Builder::new()
         .name("ready".to_owned())
         .spawn(move || {
             // The end of the process inside is met elsewhere.
             if channel.read_exact(&mut [0]).is_ok() {
+                is_ready.store(true, Ordering::Release);
                 manager.is_ready();
             }
         })

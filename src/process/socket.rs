@@ -8,18 +8,21 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
     Access, AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, accessat, chownat, flock,
     fstat, ftruncate, openat, statat, unlinkat,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    sockopt,
 };
 use rustix::process::umask;
 
@@ -28,6 +31,12 @@ use crate::sys::adopt_fd::adopt_fd;
 
 /// One front end is served, so one may wait.
 const BACKLOG: i32 = 1;
+
+/// How long a process that ends is waited for.
+const TIME_TO_END: Duration = Duration::from_secs(1);
+
+/// More bytes than any number of a process has.
+const MAX_PID_FILE_BYTES: usize = 32;
 
 /// What `sun_path` holds besides the terminating NUL.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -160,7 +169,10 @@ impl SocketPlace {
         name.push(".pid");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let lock = match openat(&self.folder, &name, flags, Mode::empty()) {
-            Ok(file) => flock(file, FlockOperation::NonBlockingLockShared),
+            Ok(file) => {
+                check_pid_file(&file).context("the pid file beside it cannot be replaced")?;
+                flock(file, FlockOperation::NonBlockingLockShared)
+            }
             Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error),
         };
@@ -174,19 +186,34 @@ impl SocketPlace {
         }
     }
 
-    /// Refuses where another process answers at the place.
+    /// Refuses where another process answers at the place. One that is about to end is
+    /// waited for: what is inside of a sandbox outlives the process outside by a
+    /// moment, and may be the daemon that this one takes the place of.
     ///
     /// # Errors
     /// When there is one.
     pub fn nobody_answers(&self) -> anyhow::Result<()> {
-        if UnixStream::connect(&self.path).is_ok() {
-            bail!(
-                "{} {}: another process uses this socket; choose another path",
-                self.option,
-                self.path.display()
-            );
+        let until = Instant::now() + TIME_TO_END;
+        loop {
+            let socket = socket_with(
+                AddressFamily::UNIX,
+                SocketType::STREAM,
+                // Its queue may be full, and nobody there to empty it.
+                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+                None,
+            )
+            .context("cannot make a socket")?;
+            match connect(&socket, &self.address) {
+                Ok(()) if hangs_up(&socket, until)? => {}
+                // Of another kind, it is in use all the same.
+                Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => bail!(
+                    "{} {}: another process uses this socket; choose another path",
+                    self.option,
+                    self.path.display()
+                ),
+                Err(_) => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Makes a socket that nobody but the owner may use, without a pid file.
@@ -231,6 +258,7 @@ impl SocketPlace {
                 Err(error) => return Err(std::io::Error::from(error)).with_context(failed),
             }
         };
+        check_pid_file(&lock).with_context(failed)?;
         // It is ours from the lock on, whoever made it.
         let mut file = std::fs::File::from(lock.try_clone().with_context(failed)?);
         files.add(&self.folder, &name, lock);
@@ -336,6 +364,34 @@ impl Group {
     }
 }
 
+/// Whether the other side closes the connection in time.
+fn hangs_up(socket: &OwnedFd, until: Instant) -> anyhow::Result<bool> {
+    let left = until.saturating_duration_since(Instant::now());
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    let closed = poll(&mut fds, Some(&left.try_into()?)).context("cannot wait on a socket")?;
+    Ok(closed > 0 && !left.is_zero())
+}
+
+/// Refuses a pid file that is something else as well, which is not to be emptied: a
+/// second name of another file, or a file with other content.
+fn check_pid_file(file: &OwnedFd) -> anyhow::Result<()> {
+    let links = fstat(file)?.st_nlink;
+    if links > 1 {
+        bail!("this file has {links} names; remove this one, or choose another --socket-path");
+    }
+    let mut content = [0; MAX_PID_FILE_BYTES];
+    let length = pread(file, &mut content, 0)?;
+    let content = content.get(..length).unwrap_or_default();
+    let is_pid = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_whitespace();
+    if length == MAX_PID_FILE_BYTES || !content.iter().all(is_pid) {
+        bail!(
+            "there is more than the number of a process in this file; remove it, or choose \
+             another --socket-path"
+        );
+    }
+    Ok(())
+}
+
 fn open_folder_of(option: &str, path: &Path) -> anyhow::Result<OwnedFd> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -358,7 +414,7 @@ fn open_folder_of(option: &str, path: &Path) -> anyhow::Result<OwnedFd> {
 fn lock_pid_file(folder: impl AsFd, name: &OsStr) -> Result<Option<OwnedFd>, Errno> {
     // Not blocking: a named pipe in its place would hang the daemon.
     let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     match same_file(&file, &folder, name) {
@@ -469,5 +525,66 @@ mod tests {
                 .is_err()
         );
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_pid_file_that_is_something_else_as_well_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (other, pid_file) = (
+            folder.path().join("other"),
+            folder.path().join("socket.pid"),
+        );
+        let place =
+            SocketPlace::find("--socket-path", &folder.path().join("socket"), None).unwrap();
+        let refusal = || {
+            let files = OwnFiles::default();
+            let error = place.make_pid_file(&mut files.lock()).unwrap_err();
+            files.remove_all();
+            let checked = format!("{:#}", place.is_free().unwrap_err());
+            assert!(checked.starts_with("the pid file beside it"), "{checked}");
+            format!("{error:#}")
+        };
+        std::fs::write(&other, "123\n").unwrap();
+        std::fs::hard_link(&other, &pid_file).unwrap();
+        assert!(refusal().contains("this file has 2 names"));
+        std::fs::remove_file(&other).unwrap();
+        for precious in ["precious", "1 of them", &"1".repeat(MAX_PID_FILE_BYTES)] {
+            std::fs::write(&pid_file, precious).unwrap();
+            assert!(refusal().contains("more than the number of a process"));
+            assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), precious);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_of_connections_is_an_answer_and_one_that_ends_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let place = SocketPlace::find("--metrics-socket", &path, None).unwrap();
+        place.nobody_answers().unwrap();
+
+        let files = OwnFiles::default();
+        let listener = place.make_socket(&mut files.lock()).unwrap();
+        // Nobody accepts.
+        let mut waiting = Vec::new();
+        loop {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+            match connect(&socket, &place.address) {
+                Ok(()) => waiting.push(socket),
+                Err(errno) => break assert_eq!(errno, Errno::AGAIN),
+            }
+        }
+        let refused = || format!("{:#}", place.nobody_answers().unwrap_err());
+        assert!(refused().contains("another process uses this socket"));
+        drop(waiting);
+        while listener.set_nonblocking(true).is_ok() && listener.accept().is_ok() {}
+
+        // One connects, and the other side ends only then.
+        let ends = std::thread::spawn(move || {
+            listener.set_nonblocking(false).unwrap();
+            drop(listener.accept().unwrap());
+        });
+        place.nobody_answers().unwrap();
+        ends.join().unwrap();
     }
 }

@@ -32,7 +32,7 @@ pub struct HeldFs {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Number and size of each read that waits.
+    /// Number and size of each read, or other request, that waits.
     waiting: Vec<(u64, u32)>,
     most_at_once: usize,
     /// Reads are answered at once.
@@ -60,7 +60,16 @@ impl HeldFs {
         Self::mount_with(mount_point, Some(delay))
     }
 
+    /// The same, but once `file` is there, nothing is answered until [`Self::release`].
+    pub fn mount_until(mount_point: &Path, file: &Path) -> Self {
+        Self::mount_as(mount_point, None, Some(file.into()))
+    }
+
     fn mount_with(mount_point: &Path, delay: Option<Duration>) -> Self {
+        Self::mount_as(mount_point, delay, None)
+    }
+
+    fn mount_as(mount_point: &Path, delay: Option<Duration>, until: Option<PathBuf>) -> Self {
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = Arc::new(device.unwrap());
         let fd = device.as_raw_fd();
@@ -82,7 +91,7 @@ impl HeldFs {
             (delay, sender)
         });
         let server = (device.clone(), state.clone());
-        thread::spawn(move || serve(&server.0, &server.1));
+        thread::spawn(move || serve(&server.0, &server.1, until.as_deref()));
         Self {
             mount_point: mount_point.into(),
             device,
@@ -124,13 +133,21 @@ impl Drop for HeldFs {
 }
 
 /// Answers requests until the file system is unmounted.
-fn serve(device: &File, state: &(Mutex<State>, Condvar)) {
+fn serve(device: &File, state: &(Mutex<State>, Condvar), until: Option<&Path>) {
     let mut buffer = vec![0; (1 << 20) + 4096];
     while let Ok(len) = (&*device).read(&mut buffer) {
         let request = &buffer[..len];
         let u32_at = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
         let u64_at = |at: usize| u64::from_le_bytes(request[at..at + 8].try_into().unwrap());
         let (opcode, unique, node) = (u32_at(4), u64_at(8), u64_at(16));
+        if until.is_some_and(Path::exists) {
+            let mut guard = state.0.lock().unwrap();
+            if !guard.released {
+                guard.waiting.push((unique, 0));
+                state.1.notify_all();
+                continue;
+            }
+        }
         let body = match opcode {
             op::FORGET | op::BATCH_FORGET | op::INTERRUPT => continue,
             op::INIT => Encoder::new()
