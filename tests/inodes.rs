@@ -11,11 +11,10 @@
 mod common;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +22,7 @@ use std::time::{Duration, Instant};
 use common::daemon::{Daemon, default_binary};
 use common::frontend::REQUEST;
 use common::fuse_client::Client;
+use common::host_fs::{HostFs, Mounted, run};
 use common::session::Session;
 use common::wait_until_old;
 use common::wire::ROOT;
@@ -30,101 +30,6 @@ use rustix::event::{PollFd, PollFlags};
 use tempfile::TempDir;
 
 const STALE: i32 = libc::ESTALE;
-
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program)
-        .args(args)
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .output()
-        .unwrap_or_else(|error| panic!("{program}, which tests/prepare installs: {error}"));
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-}
-
-/// A mount, for as long as this lives.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(args: &[&str], at: &Path) -> Self {
-        fs::create_dir_all(at).unwrap();
-        run("mount", &[args, &[at.to_str().unwrap()]].concat());
-        Self(at.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let path = self.0.to_str().unwrap();
-        let _ = Command::new("umount").args(["-l", path]).status();
-    }
-}
-
-/// A file system of the host, of a kind with options for its `mkfs`. What was
-/// mounted last is unmounted first.
-struct HostFs {
-    at: PathBuf,
-    mounts: Vec<Mounted>,
-    _dir: TempDir,
-}
-
-impl Drop for HostFs {
-    fn drop(&mut self) {
-        while self.mounts.pop().is_some() {}
-    }
-}
-
-impl HostFs {
-    fn new(kind: &str) -> Self {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "only root can mount: run this test as root"
-        );
-        let dir = TempDir::with_prefix("virtiofsd-fs-").unwrap();
-        let at = dir.path().join("mount");
-        let mut mounts = Vec::new();
-        match kind {
-            "tmpfs" => mounts.push(Mounted::new(&["-t", "tmpfs", "share"], &at)),
-            "overlay" => {
-                // The upper directory needs a file system that can be one.
-                let below = dir.path().join("below");
-                mounts.push(Mounted::new(&["-t", "tmpfs", "below"], &below));
-                for name in ["lower", "upper", "work"] {
-                    fs::create_dir(below.join(name)).unwrap();
-                }
-                fs::write(below.join("lower/below"), "from below").unwrap();
-                let below = below.display();
-                let options =
-                    format!("lowerdir={below}/lower,upperdir={below}/upper,workdir={below}/work");
-                mounts.push(Mounted::new(&["-t", "overlay", "o", "-o", &options], &at));
-            }
-            "fuse" => {
-                let source = dir.path().join("source");
-                fs::create_dir(&source).unwrap();
-                fs::create_dir(&at).unwrap();
-                run("bindfs", &[source.to_str().unwrap(), at.to_str().unwrap()]);
-                mounts.push(Mounted(at.clone()));
-            }
-            _ => {
-                let image = dir.path().join("image");
-                File::create(&image).unwrap().set_len(512 << 20).unwrap();
-                let image = image.to_str().unwrap();
-                let mut words = kind.split(' ');
-                let make = format!("mkfs.{}", words.next().unwrap());
-                let options: Vec<_> = words.collect();
-                run(&make, &[&options[..], &["-q", image]].concat());
-                mounts.push(Mounted::new(&["-o", "loop", image], &at));
-            }
-        }
-        Self {
-            at,
-            mounts,
-            _dir: dir,
-        }
-    }
-
-    fn share(&self) -> TempDir {
-        TempDir::with_prefix_in("share-", &self.at).unwrap()
-    }
-}
 
 /// Everything of a file that the guest holds, or why it cannot be had.
 fn content(client: &mut Client, node: u64) -> Result<Vec<u8>, i32> {

@@ -4,6 +4,7 @@
 //! - [`memory`] is the guest's memory, in shared memory files.
 //! - [`frontend`] is the vhost-user front end and its split virtqueues.
 //! - [`frozen_fs`] is a disk of the host that waits for the test.
+//! - [`host_fs`] is any file system of the host, for one test.
 //! - [`held_fs`] is a file system of the host that waits for the test.
 //! - [`machine`] is a guest that moves from daemon to daemon.
 //! - [`trace`] is what a daemon asked of the kernel.
@@ -32,6 +33,7 @@ pub mod frontend;
 pub mod frozen_fs;
 pub mod fuse_client;
 pub mod held_fs;
+pub mod host_fs;
 pub mod machine;
 pub mod memory;
 pub mod session;
