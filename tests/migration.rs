@@ -24,10 +24,13 @@ use tempfile::TempDir;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
+use vhost::vhost_user::message::VhostTransferStatePhase;
+use virtiofsd::sys::file_handle::name_to_handle;
 
 use common::daemon::{Daemon, default_binary};
 use common::frontend::{Config, REQUEST, Vmm};
 use common::fuse_client::Client;
+use common::host_fs::HostFs;
 use common::machine::Machine;
 use common::references;
 use common::wire::{Entry, ROOT};
@@ -243,7 +246,7 @@ fn handles_do_not_lead_to_a_copy_of_the_tree() {
         (&["--migration-verify-handles"][..], "is not the one that"),
         (
             &["--migration-mode=file-handles", MAY_OPEN_HANDLES],
-            "out of the shared directory",
+            "leads to no file below the shared directory",
         ),
     ] {
         let mut machine = Machine::boot(Daemon::start(from.path(), args));
@@ -336,7 +339,9 @@ fn a_file_without_a_name_and_one_without_a_utf8_name_move_by_handle() {
         return;
     }
     let share = share();
-    let start = || Daemon::start(share.path(), &[MAY_OPEN_HANDLES]);
+    // Nothing shows where a removed file was: the target has to trust the stream.
+    let args = [MAY_OPEN_HANDLES, "--migration-mode=file-handles"];
+    let start = || Daemon::start(share.path(), &args);
     let strange = OsStr::from_bytes(b"\xff\xfe");
     fs::create_dir(share.path().join(strange)).unwrap();
     fs::write(share.path().join(strange).join("inside"), "inside").unwrap();
@@ -714,6 +719,119 @@ fn a_stream_never_leads_out_of_the_share() {
         assert!(!vmm.load_state(&stream));
         daemon.expect_log(expected);
     }
+}
+
+/// A stream with one inode, number 2, that is held by the handle of this file.
+fn stream_with_handle_of(path: &Path) -> Vec<u8> {
+    let (handle, _) = name_to_handle(fs::File::open(path).unwrap(), c"").unwrap();
+    // The root and one more inode, nothing open, nothing settled; the mount 7 is that
+    // of the shared directory.
+    let kind = 2 * handle.kind();
+    let kind = [(kind & 0x7f) as u8 | 0x80, (kind >> 7) as u8];
+    let bytes = handle.bytes();
+    let front = [1, 2, 1, 3, 0, 0, 2, 1, 4, 7];
+    let length = [bytes.len() as u8];
+    let back = [0, 3, 0, 0, 0, 0, 0, 0, 1, 7, 1, b'.'];
+    [&front[..], &kind, &length, bytes, &back].concat()
+}
+
+#[test]
+fn a_file_handle_never_leads_out_of_the_share() {
+    if !is_root("a_file_handle_never_leads_out_of_the_share") {
+        return;
+    }
+    for kind in ["ext4", "xfs", "tmpfs"] {
+        let mut host = HostFs::new(kind);
+        let at = |path: &str| host.at.join(path);
+        fs::create_dir_all(at("parent/share/dir")).unwrap();
+        fs::create_dir_all(at("parent/neighbour/share")).unwrap();
+        let outside = [
+            "",
+            "parent",
+            "parent/neighbour",
+            "parent/neighbour/share",
+            "known",
+            "parent/unknown",
+            "parent/neighbour/share/unknown",
+        ];
+        let inside = [
+            "parent/share/dir",
+            "parent/share/known",
+            "parent/share/dir/unknown",
+            "parent/share/linked",
+        ];
+        for file in outside.iter().chain(&inside).skip(4) {
+            if !at(file).exists() {
+                fs::write(at(file), "text").unwrap();
+            }
+        }
+        fs::hard_link(at("parent/share/linked"), at("parent/linked")).unwrap();
+        let streams = |paths: &[&'static str]| -> Vec<(&'static str, Vec<u8>)> {
+            let stream = |path: &&'static str| (*path, stream_with_handle_of(&at(path)));
+            paths.iter().map(stream).collect()
+        };
+        let (outside, inside) = (streams(&outside), streams(&inside));
+        if kind != "tmpfs" {
+            // The kernel forgets all paths, and then learns some.
+            host.mount_again();
+        }
+        let at = |path: &str| host.at.join(path);
+        fs::metadata(at("known")).unwrap();
+        fs::metadata(at("parent/share/known")).unwrap();
+        // One name is elsewhere, and the kernel knows only that.
+        fs::metadata(at("parent/linked")).unwrap();
+
+        for sandbox in ["namespace", "chroot", "none"] {
+            for mode in ["find-paths", "file-handles"] {
+                let sandbox = format!("--sandbox={sandbox}");
+                let mode = format!("--migration-mode={mode}");
+                let args = [&*sandbox, &mode, "--migration-on-error=guest-error"];
+                let loaded = |stream: &[u8]| {
+                    let daemon = Daemon::start(&at("parent/share"), &args);
+                    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+                    assert!(vmm.load_state(stream), "{:#?}", daemon.log());
+                    let mut client = Client::new(vmm.start_queue(REQUEST));
+                    client.getattr(2).map(|out| out.attr.ino)
+                };
+                for (path, stream) in &outside {
+                    let found = loaded(stream);
+                    assert_eq!(found, Err(libc::ESTALE), "{kind}, {args:?}: {path:?}");
+                }
+                for (path, stream) in &inside {
+                    let ino = fs::metadata(at(path)).unwrap().ino();
+                    assert_eq!(loaded(stream), Ok(ino), "{kind}, {args:?}: {path:?}");
+                }
+                // A removed file has no place, so only the operator can vouch for it.
+                let removed = at("parent/share/removed");
+                let open = fs::File::create(&removed).unwrap();
+                let stream = stream_with_handle_of(&removed);
+                fs::remove_file(&removed).unwrap();
+                let expected = match &*mode {
+                    "--migration-mode=file-handles" => Ok(open.metadata().unwrap().ino()),
+                    _ => Err(libc::ESTALE),
+                };
+                assert_eq!(loaded(&stream), expected, "{kind}, {args:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_is_loaded_only_while_all_queues_are_stopped() {
+    let share = share();
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    let made = client.mkdir(ROOT, "dir", 0o755, 0).unwrap();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let phase = VhostTransferStatePhase::STOPPED;
+    let answer = machine
+        .vmm
+        .vhost
+        .set_device_state_fd(Direction::LOAD, phase, reader.into());
+    assert!(answer.is_err());
+    machine.daemon.expect_log("loads a state while queue");
+    let left = machine.client.getattr(made.nodeid).unwrap();
+    assert_eq!(left.attr.ino, made.attr.ino, "the session goes on");
 }
 
 #[test]

@@ -499,6 +499,14 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
                 self.transfer.save(file, move |stop| migrate.save(stop))?;
             }
             VhostTransferStateDirection::LOAD => {
+                if let Some(queue) = self.queues.iter().position(|queue| queue.is_started()) {
+                    let text = format!(
+                        "the front end loads a state while queue {queue} is running; it has to \
+                         stop all of them first"
+                    );
+                    log::error!("{text}");
+                    return Err(io::Error::other(text));
+                }
                 let server = Arc::clone(&self.common.server);
                 self.transfer.load(file, move |state, stop| {
                     server.end_session();

@@ -139,6 +139,13 @@ impl Queue {
         self.vring.get()
     }
 
+    /// Whether the front end has started it, and not stopped it since. One that was
+    /// never served has not been started to any effect.
+    pub(super) fn is_started(&self) -> bool {
+        let vring = self.vring.get();
+        vring.is_some_and(|vring| vring.get_ref().get_queue().ready())
+    }
+
     /// Requests that were taken and not handed back yet.
     pub(super) fn depth(&self) -> Option<u16> {
         let state = self.vring.get()?.get_ref();

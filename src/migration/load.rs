@@ -2,8 +2,11 @@
 //!
 //! Names are resolved one at a time beneath what was opened before, without
 //! following a link, so nothing that the stream says leads out of the shared
-//! directory. A file handle could: what it opens is refused where its path shows
-//! that it is elsewhere.
+//! directory. A file handle could lead anywhere on its file system: it is believed
+//! only once a name below the shared directory was found to lead to the same file,
+//! and what the guest then gets is what that name leads to. A removed file has no
+//! name that could prove it, so one is taken only where the operator trusts the
+//! stream with that (`--migration-mode=file-handles`).
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -16,12 +19,13 @@ use rustix::io::Errno;
 
 use super::locate::{Extras, Locator};
 use super::saved::{Place, Saved, SavedNode};
+use super::walk::walk;
 use super::wire::{self, FileHandle, Negotiated};
-use crate::config::{MigrationConfig, WhenLost};
+use crate::config::{FindBy, MigrationConfig, WhenLost};
 use crate::fs::FileSystem;
 use crate::fuse::flags::init as features;
 use crate::id::NodeId;
-use crate::passthrough::{Node, OpenHandle, Passthrough};
+use crate::passthrough::{Node, OpenHandle, Passthrough, identify};
 use crate::sys::file_handle::{self, name_to_handle, open_by_handle};
 
 /// Of so many lost nodes the log tells the paths.
@@ -41,6 +45,18 @@ struct Restore<'a> {
     last_parent: Option<(NodeId, Node)>,
     /// A descriptor on each mount of the source.
     mounts: HashMap<u64, Result<OwnedFd, Errno>>,
+    /// Where the files of handles are, of which the kernel shows no path. They are
+    /// looked for when the first is met, all at once.
+    walked: Option<HashMap<NodeId, Vec<u8>>>,
+    removed: Removed,
+    stop: &'a AtomicBool,
+}
+
+/// Whether a removed file may be held by its handle.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Removed {
+    Allowed,
+    Refused,
 }
 
 /// Restores a stream in place of what is there; gives the features of its
@@ -123,6 +139,12 @@ fn restore(
         extras: HashMap::new(),
         last_parent: None,
         mounts: HashMap::new(),
+        walked: None,
+        removed: match config.find_by {
+            FindBy::Handle => Removed::Allowed,
+            _ => Removed::Refused,
+        },
+        stop,
     };
     restore.check_root()?;
     let open: HashSet<NodeId> = saved.handles.iter().map(|handle| handle.node).collect();
@@ -197,8 +219,8 @@ impl Restore<'_> {
     fn open(&mut self, node: &SavedNode<'_>) -> anyhow::Result<OwnedFd> {
         match &node.place {
             Place::In { parent, name } => self.open_in(*parent, name),
-            Place::Below(path) => self.open_below(path),
-            Place::ByHandle(handle) => self.open_by_handle(handle),
+            Place::Below(path) => self.open_below(path.as_bytes()),
+            Place::ByHandle(handle) => self.open_proven(node.id, handle),
             Place::Lost => bail!("the source could not tell where it is"),
         }
     }
@@ -218,18 +240,82 @@ impl Restore<'_> {
         Ok(rustix::fs::openat(parent, name, PATH_ONLY, Mode::empty())?)
     }
 
-    fn open_below(&self, path: &str) -> anyhow::Result<OwnedFd> {
+    fn open_below(&self, path: &[u8]) -> anyhow::Result<OwnedFd> {
         let mut at = self
             .fs
             .held_node(NodeId::ROOT)?
             .as_fd()
             .try_clone_to_owned()?;
-        for name in path.split('/').filter(|name| !name.is_empty()) {
+        for name in path.split(|byte| *byte == b'/') {
+            if name.is_empty() {
+                continue;
+            }
             at = rustix::fs::openat(&at, name, PATH_ONLY, Mode::empty())?;
         }
         Ok(at)
     }
 
+    /// Opens the file of a handle by a name below the shared directory, or refuses it.
+    fn open_proven(&mut self, id: NodeId, handle: &FileHandle<'_>) -> anyhow::Result<OwnedFd> {
+        let fd = self.open_by_handle(handle)?;
+        let found = identify(&fd)?;
+        if found.names == 0 {
+            ensure!(
+                self.removed == Removed::Allowed,
+                anyhow!(Errno::STALE).context(
+                    "it was removed, so nothing shows that it was below the shared directory; \
+                     start with --migration-mode=file-handles to trust the stream with that"
+                )
+            );
+            return Ok(fd);
+        }
+        let is_it = |below: &OwnedFd| {
+            let is_same_file = identify(below).is_ok_and(|below| below.key == found.key);
+            is_same_file && is_same(below.as_fd(), handle).is_ok()
+        };
+        let shown = self.locator.below_root(fd.as_fd());
+        if let Some(below) = shown
+            .and_then(|path| self.open_below(&path).ok())
+            .filter(is_it)
+        {
+            return Ok(below);
+        }
+        if self.walked.is_none() {
+            self.walked = Some(self.look_for_all()?);
+        }
+        let walked = self.walked.as_ref().and_then(|walked| walked.get(&id));
+        walked
+            .and_then(|path| self.open_below(path).ok())
+            .filter(is_it)
+            .context("its file handle leads to no file below the shared directory")
+    }
+
+    /// Walks through the shared directory for the files of handles of which the
+    /// kernel shows no path, which it does not for what nobody has looked up yet.
+    fn look_for_all(&mut self) -> anyhow::Result<HashMap<NodeId, Vec<u8>>> {
+        let saved = self.saved;
+        let mut wanted = HashMap::new();
+        for node in &saved.nodes {
+            if let Place::ByHandle(handle) = &node.place
+                && let Ok(found) = self
+                    .open_by_handle(handle)
+                    .and_then(|fd| Ok(identify(&fd)?))
+                && found.names > 0
+            {
+                wanted.insert(found.key, node.id);
+            }
+        }
+        let mut walked = HashMap::new();
+        walk(self.fs, wanted, self.stop, |id, path| {
+            walked.insert(id, path.to_vec());
+        });
+        if self.stop.load(Ordering::Relaxed) {
+            bail!("it was cancelled");
+        }
+        Ok(walked)
+    }
+
+    /// Opens the file of a handle, which may lie outside of the shared directory.
     fn open_by_handle(&mut self, handle: &FileHandle<'_>) -> anyhow::Result<OwnedFd> {
         if !self.mounts.contains_key(&handle.mnt_id) {
             let mount = self.open_mount(handle.mnt_id);
@@ -241,33 +327,19 @@ impl Restore<'_> {
         };
         let inner = file_handle::FileHandle::new(handle.handle_type, &handle.handle)
             .context("the file handle is of an unknown kind")?;
-        let fd = match open_by_handle(mount, &inner, PATH_ONLY) {
+        match open_by_handle(mount, &inner, PATH_ONLY) {
             Err(Errno::PERM) => bail!(
                 "this side must not open file handles; \
                  let it keep the capability dac_read_search"
             ),
-            result => result?,
-        };
-        self.must_be_below(fd.as_fd())?;
-        Ok(fd)
-    }
-
-    /// Refuses a file whose path is known and elsewhere. One that is not in the
-    /// kernel's cache of names has no path but a slash.
-    fn must_be_below(&self, fd: BorrowedFd<'_>) -> anyhow::Result<()> {
-        let is_below = self.locator.below_root(fd).is_some();
-        let has_none = self.fs.shown_path(fd).is_ok_and(|path| path == b"/");
-        ensure!(
-            is_below || has_none,
-            "its file handle leads out of the shared directory"
-        );
-        Ok(())
+            result => Ok(result?),
+        }
     }
 
     /// Something on a mount of the source, open for more than its path.
     fn open_mount(&self, mount: u64) -> Result<OwnedFd, Errno> {
         let path = self.saved.mount_paths.get(&mount).ok_or(Errno::NOENT)?;
-        let place = self.open_below(path).map_err(|_| Errno::NOENT)?;
+        let place = self.open_below(path.as_bytes()).map_err(|_| Errno::NOENT)?;
         self.fs.open_again(place.as_fd())
     }
 
