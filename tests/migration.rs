@@ -17,6 +17,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -814,6 +815,49 @@ fn a_file_handle_never_leads_out_of_the_share() {
             }
         }
     }
+}
+
+#[test]
+fn a_file_that_may_not_be_opened_again_does_not_keep_the_others_back() {
+    if !is_root("a_file_that_may_not_be_opened_again_does_not_keep_the_others_back") {
+        return;
+    }
+    let share = share();
+    let log = share.path().join("log");
+    fs::write(&log, "first\n").unwrap();
+    fs::write(share.path().join("other"), "other").unwrap();
+    let chattr = |flag: &str| {
+        let status = Command::new("chattr").arg(flag).arg(&log).status();
+        assert!(status.unwrap().success());
+    };
+    chattr("+a");
+    let mut machine = Machine::boot(Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    let log_node = client.lookup(ROOT, "log").unwrap().nodeid;
+    let flags = libc::O_WRONLY | libc::O_APPEND;
+    let log_open = client.open(log_node, flags).unwrap().fh;
+    let other = client.lookup(ROOT, "other").unwrap().nodeid;
+    let other_open = client.open(other, libc::O_RDWR).unwrap().fh;
+    let mut machine = machine.migrate(Daemon::start(share.path(), &[]));
+    let client = &mut machine.client;
+    let appended = client.write_flags(log_node, log_open, 0, b"more\n", 0, libc::O_APPEND);
+    assert_eq!(appended, Ok(5));
+    assert_eq!(client.write(log_node, log_open, 0, b"x"), Err(libc::EPERM));
+
+    // Now this one may not be written at all.
+    chattr("-a");
+    chattr("+i");
+    let mut machine = machine.migrate(Daemon::start(share.path(), &[]));
+    chattr("-i");
+    let client = &mut machine.client;
+    let appended = client.write_flags(log_node, log_open, 0, b"more\n", 0, libc::O_APPEND);
+    assert_eq!(appended, Err(libc::EBADF));
+    assert_eq!(client.read(other, other_open, 0, 9).unwrap(), b"other");
+    assert_eq!(fs::read(&log).unwrap(), b"first\nmore\n");
+    machine
+        .daemon
+        .expect_log("1 of the guest's open files may not be opened again");
+    machine.finish();
 }
 
 #[test]

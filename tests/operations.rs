@@ -2046,3 +2046,22 @@ fn a_writer_that_may_not_keep_them_drops_set_id_bits() {
     }
     session.finish();
 }
+
+#[test]
+fn a_reply_in_more_pieces_than_one_call_fills_is_filled() {
+    let mut session = Session::new(&[]);
+    let content: Vec<u8> = (0..300_000u32).map(|byte| byte as u8).collect();
+    session.put("file", &content);
+    let client = &mut session.client;
+    let node = client.lookup(ROOT, "file").unwrap().nodeid;
+    let open = client.open(node, libc::O_RDONLY).unwrap();
+    client.split = common::fuse_client::Split::Pieces(1000, 100);
+    client.queue.use_indirect = true;
+    // 1500 pieces, and one for the header.
+    let read = client.read(node, open.fh, 0, 150_000).unwrap();
+    assert_eq!(read.len(), 150_000);
+    assert!(read == content[..150_000]);
+    let read = client.read(node, open.fh, 200_000, 150_000).unwrap();
+    assert!(read == content[200_000..]);
+    session.finish();
+}

@@ -17,8 +17,8 @@ use common::fuse_client::{Answer, SetAttr};
 use common::session::Session;
 use common::wait_until_old;
 use common::wire::{
-    Dirent, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ROOT, init,
-    xattr_names,
+    Dirent, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ROOT, WRITE_CACHE,
+    init, xattr_names,
 };
 
 const DAY: u64 = 86_400;
@@ -212,6 +212,90 @@ fn writeback_writes_where_the_guests_cache_says() {
     assert_eq!(c.write_cached(f, open.fh, 2, b"ab"), Ok(2));
     assert_eq!(session.get("f"), b"01ab456789");
     session.finish();
+}
+
+/// A file to which can only be appended, for as long as this lives.
+struct AppendOnly(std::path::PathBuf);
+
+impl AppendOnly {
+    fn new(path: std::path::PathBuf) -> Self {
+        run(
+            "chattr",
+            &["+a", path.to_str().unwrap()],
+            &std::env::temp_dir(),
+        );
+        Self(path)
+    }
+}
+
+impl Drop for AppendOnly {
+    fn drop(&mut self) {
+        let path = self.0.to_str().unwrap();
+        run("chattr", &["-a", path], &std::env::temp_dir());
+    }
+}
+
+#[test]
+fn a_file_that_can_only_be_appended_to_is_never_written_by_the_guests_cache() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skips itself: chattr +a takes root");
+    }
+    for policy in ["never", "metadata", "auto", "always"] {
+        for more in [&[][..], &["--writeback"], &["--allow-mmap"]] {
+            let cache = format!("--cache={policy}");
+            let mut session = Session::new(&[&[&*cache], more].concat());
+            session.put("log", "first\n");
+            let _only = AppendOnly::new(session.path("log"));
+            let c = &mut session.client;
+            let f = c.walk("log").unwrap().nodeid;
+            assert_eq!(c.open(f, libc::O_RDWR), Err(libc::EPERM));
+            for access in [libc::O_WRONLY, libc::O_RDWR] {
+                let open = c.open(f, access | libc::O_APPEND).unwrap();
+                let flags = open.flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE);
+                assert_eq!(flags, FOPEN_DIRECT_IO, "{policy}, {more:?}");
+                // Pages of the guest's cache would be appended, wherever they belong.
+                for flags in [0, libc::O_APPEND] {
+                    let page = c.write_flags(f, open.fh, 0, b"page", WRITE_CACHE, flags);
+                    assert_eq!(page, Err(libc::EPERM));
+                }
+                assert_eq!(c.write(f, open.fh, 0, b"else"), Err(libc::EPERM));
+                let appended = c.write_flags(f, open.fh, 2, b"more\n", 0, libc::O_APPEND);
+                assert_eq!(appended, Ok(5));
+                c.release(f, open.fh).unwrap();
+            }
+            assert_eq!(session.get("log"), b"first\nmore\nmore\n");
+            session.finish();
+        }
+    }
+}
+
+#[test]
+fn an_append_of_a_program_goes_to_the_end_that_the_host_knows() {
+    for (policy, more, at_end) in [
+        ("never", &["--writeback"][..], true),
+        ("metadata", &["--writeback"], true),
+        ("never", &[], true),
+        ("auto", &[], true),
+        ("always", &[], true),
+        // The guest may hold what it has not written yet before this.
+        ("auto", &["--writeback"], false),
+        ("always", &["--writeback"], false),
+    ] {
+        let cache = format!("--cache={policy}");
+        let mut session = Session::new(&[&[&*cache], more].concat());
+        session.put("log", "AA");
+        let c = &mut session.client;
+        let f = c.walk("log").unwrap().nodeid;
+        let open = c.open(f, libc::O_WRONLY | libc::O_APPEND).unwrap();
+        // Others have appended, which the guest has not heard of.
+        session.put("log", "AAHHHH");
+        let c = &mut session.client;
+        let written = c.write_flags(f, open.fh, 2, b"CC", 0, libc::O_APPEND);
+        assert_eq!(written, Ok(2));
+        let expected: &[u8] = if at_end { b"AAHHHHCC" } else { b"AACCHH" };
+        assert_eq!(session.get("log"), expected, "{policy}, {more:?}");
+        session.finish();
+    }
 }
 
 #[test]

@@ -119,12 +119,18 @@ impl Trace {
         }
     }
 
-    /// The calls that begin while `work` is done: number of the thread, name.
-    fn calls(&mut self, work: impl FnOnce()) -> Vec<(u32, String)> {
+    /// What strace writes while `work` is done.
+    fn text(&mut self, work: impl FnOnce()) -> String {
         self.output.seek(SeekFrom::End(0)).unwrap();
         work();
         let mut text = String::new();
         self.output.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// The calls that begin while `work` is done: number of the thread, name.
+    fn calls(&mut self, work: impl FnOnce()) -> Vec<(u32, String)> {
+        let text = self.text(work);
         // Number, name, arguments; or what a thread goes on with that was
         // interrupted by another's line. Debug builds look at each descriptor
         // before they close it.
@@ -511,4 +517,39 @@ fn privileges_cost_what_they_must() {
         client.create(ROOT, &name, libc::O_RDWR, 0o666).unwrap();
     });
     budget.finish();
+}
+
+#[test]
+fn a_write_that_asks_for_it_is_synchronous() {
+    const CACHE: u32 = 1;
+    for policy in ["--cache=never", "--cache=metadata", "--cache=auto"] {
+        let mut budget = Budget::new(&[policy, "--writeback"]);
+        budget.session.put("file", "text");
+        let client = &mut budget.session.client;
+        let node = client.lookup(ROOT, "file").unwrap().nodeid;
+        for (open, write, from_cache, expected) in [
+            (0, libc::O_DSYNC, 0, "RWF_DSYNC"),
+            (0, libc::O_SYNC, 0, "RWF_SYNC"),
+            (libc::O_DSYNC, libc::O_SYNC, 0, "RWF_SYNC"),
+            // The descriptor does it already, or the guest sends FSYNC.
+            (libc::O_DSYNC, libc::O_DSYNC, 0, "0"),
+            (libc::O_SYNC, libc::O_SYNC, 0, "0"),
+            (0, libc::O_SYNC, CACHE, "0"),
+            (0, 0, 0, "0"),
+        ] {
+            let handle = client.open(node, libc::O_RDWR | open).unwrap().fh;
+            let text = budget.trace.text(|| {
+                let written = client.write_flags(node, handle, 0, b"text", from_cache, write);
+                assert_eq!(written, Ok(4));
+            });
+            let end = format!(", 0, {expected}");
+            let calls: Vec<_> = text
+                .lines()
+                .filter(|line| line.contains("pwritev2("))
+                .collect();
+            assert_eq!(calls.len(), 1, "{text}");
+            assert!(calls[0].contains(&end), "{open:#x}, {write:#x}: {calls:?}");
+            client.release(node, handle).unwrap();
+        }
+    }
 }

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use common::daemon::{Daemon, WAITING, copy_binary};
 use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
 use common::fuse_client::{Client, Request, SetAttr, groups_extension};
-use common::wire::{Encoder, ROOT, op};
+use common::wire::{Encoder, FOPEN_DIRECT_IO, ROOT, op};
 use common::{PATIENCE, wait_readable};
 
 /// What the usual command line leaves to a daemon that has capabilities.
@@ -883,4 +883,26 @@ fn a_million_files_are_within_reach_of_few_descriptors() {
     }
     drop((vmm, client));
     assert!(Daemon::wait(&mut { daemon }).success());
+}
+
+#[test]
+fn a_file_that_can_only_be_written_is_written_without_the_guests_cache() {
+    let place = Place::new();
+    let file = place.path("share/file");
+    fs::write(&file, "text").unwrap();
+    let (uid, gid) = user();
+    chown(&file, Some(uid), Some(gid)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o200)).unwrap();
+    let map = format!("--translate-uid=map:0:{uid}:1");
+    let mut daemon = place.start(&["--sandbox=none", "--writeback", &map]);
+    let (vmm, mut client) = place.mount();
+    let node = client.lookup(ROOT, "file").unwrap().nodeid;
+    assert_eq!(client.open(node, libc::O_RDWR), Err(libc::EACCES));
+    let open = client.open(node, libc::O_WRONLY).unwrap();
+    assert_ne!(open.flags & FOPEN_DIRECT_IO, 0);
+    assert_eq!(client.write(node, open.fh, 1, b"EX"), Ok(2));
+    drop((vmm, client));
+    daemon.wait();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), b"tEXt");
 }

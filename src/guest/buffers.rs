@@ -263,8 +263,13 @@ impl<'a> Writable<'a> {
         copied
     }
 
-    /// Reads at most `size` bytes of `file` at `offset` in one call, straight
-    /// into guest memory; gives how many came.
+    /// Whether the room is in more pieces than one [`Self::fill_from`] fills.
+    pub fn takes_several_calls(&self) -> bool {
+        self.list.spans.len() > IOV_MAX
+    }
+
+    /// Reads as much of `file` at `offset` as one call does, straight into guest
+    /// memory; gives how many bytes came.
     ///
     /// # Errors
     /// Those of `preadv2(2)`.

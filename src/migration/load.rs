@@ -349,6 +349,7 @@ impl Restore<'_> {
             true => OFlags::ACCMODE,
             false => OFlags::empty(),
         };
+        let mut refused_again = 0;
         for handle in &self.saved.handles {
             let open = OpenHandle {
                 id: handle.id,
@@ -360,11 +361,24 @@ impl Restore<'_> {
                     "cannot open inode {} again for handle {}",
                     handle.node.0, handle.id.0
                 ));
+                // Its owner has taken the right away since it was opened, which no
+                // option can give back: the rest of the guest is worth more.
+                if matches!(errno, Errno::ACCESS | Errno::PERM) {
+                    refused_again += 1;
+                    log::debug!("{error:#}");
+                    continue;
+                }
                 if config.when_lost == WhenLost::Abort {
                     return Err(error);
                 }
                 log::debug!("{error:#}");
             }
+        }
+        if refused_again > 0 {
+            log::warn!(
+                "{refused_again} of the guest's open files may not be opened again: it gets an \
+                 error (EBADF) where it uses them"
+            );
         }
         Ok(())
     }

@@ -36,8 +36,8 @@ pub struct Handle {
     is_writable: bool,
     /// Whether reads and writes go to the disk itself.
     is_synchronous: bool,
-    /// Whether they have to be whole blocks (`O_DIRECT`).
-    is_direct: bool,
+    /// The flags that a file was opened with.
+    flags: OFlags,
     /// Whether the host was seen to refuse `RWF_NOWAIT`.
     refuses_nowait: AtomicBool,
     /// How many of the next writes are expected to take long.
@@ -55,7 +55,7 @@ impl Handle {
             kind,
             is_writable: flags & OFlags::ACCMODE != OFlags::RDONLY,
             is_synchronous: flags.intersects(OFlags::DIRECT | OFlags::DSYNC | OFlags::SYNC),
-            is_direct: flags.contains(OFlags::DIRECT),
+            flags,
             refuses_nowait: AtomicBool::new(false),
             long_writes: AtomicU32::new(0),
             stream: None,
@@ -76,7 +76,7 @@ impl Handle {
             kind: Kind::Other,
             is_writable: false,
             is_synchronous: false,
-            is_direct: false,
+            flags: OFlags::empty(),
             refuses_nowait: AtomicBool::new(false),
             long_writes: AtomicU32::new(0),
             stream: Some(Mutex::new(DirStream::new())),
@@ -100,7 +100,22 @@ impl Handle {
 
     /// Whether reads and writes have to be whole blocks (`O_DIRECT`).
     pub fn is_direct(&self) -> bool {
-        self.is_direct
+        self.flags.contains(OFlags::DIRECT)
+    }
+
+    /// Whether the host appends whatever is written by it, at any offset.
+    pub fn appends(&self) -> bool {
+        self.flags.contains(OFlags::APPEND)
+    }
+
+    /// Whether nothing can be read by it.
+    pub fn is_write_only(&self) -> bool {
+        self.flags & OFlags::ACCMODE == OFlags::WRONLY
+    }
+
+    /// Whether it was opened with all of these flags.
+    pub fn has(&self, flags: OFlags) -> bool {
+        self.flags.contains(flags)
     }
 
     /// Whether the host was seen to refuse `RWF_NOWAIT`.

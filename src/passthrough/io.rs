@@ -14,7 +14,7 @@ use crate::fuse::flags::{init, write};
 use crate::fuse::op::{Caller, CopyFileRangeArgs, FallocateArgs, ReadArgs, SetId, WriteArgs};
 use crate::guest::buffers::{Readable, Writable};
 use crate::id::{HandleId, NodeId};
-use crate::sys::vectored::{RWF_APPEND, RWF_NOWAIT};
+use crate::sys::vectored::{RWF_APPEND, RWF_DSYNC, RWF_NOWAIT, RWF_SYNC};
 
 /// The most that one COPY_FILE_RANGE copies, so that it does not keep its queue
 /// for long; the guest asks again for the rest.
@@ -31,6 +31,9 @@ const TIMED_WRITE_BYTES: u32 = 32 << 10;
 
 /// A write that takes so long was made to wait.
 const LONG_WRITE: Duration = Duration::from_millis(2);
+
+/// `O_DSYNC`, which is one of the two bits of `O_SYNC`; rustix's constant is both.
+const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC.cast_unsigned());
 
 /// FSYNC and FSYNCDIR.
 ///
@@ -94,6 +97,7 @@ impl Passthrough {
         // A short answer reads as the end of the file in the guest, so it may
         // not come from anything else: an error behind good data must be seen.
         while !into.is_empty() {
+            let goes_on = into.takes_several_calls();
             let n = match into.fill_from(file.as_fd(), offset, flags) {
                 Ok(n) => n,
                 Err(Errno::AGAIN) if flags & RWF_NOWAIT != 0 => {
@@ -107,8 +111,8 @@ impl Passthrough {
                 Err(errno) => return Err(errno.into()),
             };
             offset += n as u64;
-            let at_end = n == 0 || (file.kind() == Kind::Local && stopped_within_block(offset));
-            if at_end {
+            let stopped = file.kind() == Kind::Local && stopped_within_block(offset);
+            if n == 0 || (stopped && !goes_on) {
                 break;
             }
         }
@@ -129,10 +133,7 @@ impl Passthrough {
             return Err(must_wait(&file));
         }
         let from_cache = args.write_flags & write::CACHE != 0;
-        let appends = args.flags & OFlags::APPEND.bits() != 0
-            && !from_cache
-            && !self.has(init::WRITEBACK_CACHE);
-        let flags = if appends { RWF_APPEND } else { 0 };
+        let flags = self.write_flags(&file, args)?;
         let set_id = SetId::dropped_if(args.write_flags & write::KILL_SUIDGID != 0);
         let _as_writer = self.drop_privileges_of(file.as_fd(), set_id)?;
         // The guest's page cache writes through any handle that it finds, and the
@@ -159,6 +160,36 @@ impl Passthrough {
             file.note_long_write();
         }
         Ok(written)
+    }
+
+    /// How the host is to write: what a program of the guest asked for, as far as the
+    /// guest leaves that to us.
+    ///
+    /// # Errors
+    /// `EPERM` for a file that can only be appended to, of what is no append.
+    fn write_flags(&self, file: &Handle, args: &WriteArgs) -> Result<i32> {
+        let from_cache = args.write_flags & write::CACHE != 0;
+        let wanted = OFlags::from_bits_retain(args.flags);
+        let appends = wanted.contains(OFlags::APPEND) && !from_cache;
+        if file.appends() && !appends {
+            return Err(Errno::PERM);
+        }
+        if from_cache {
+            return Ok(0);
+        }
+        let mut flags = 0;
+        // With writeback the guest knows by itself where a file ends that it caches,
+        // and may hold what it has not written yet before that.
+        if appends && (self.is_uncached(file) || !self.has(init::WRITEBACK_CACHE)) {
+            flags |= RWF_APPEND;
+        }
+        // The guest sends no FSYNC of its own for a file that it does not cache.
+        if wanted.contains(OFlags::SYNC) && !file.has(OFlags::SYNC) {
+            flags |= RWF_SYNC;
+        } else if wanted.contains(DSYNC) && !file.has(DSYNC) {
+            flags |= RWF_DSYNC;
+        }
+        Ok(flags)
     }
 
     /// LSEEK: asked for holes and data only, but any position is harmless.

@@ -170,9 +170,17 @@ impl Passthrough {
                 Handle::directory(saved.node, place.hold(fd))
             }
             FileType::RegularFile => {
-                let fd = self.open_inode(&node, saved.flags)?;
+                let mut flags = saved.flags;
+                let fd = match self.open_inode(&node, flags) {
+                    // It can only be appended to, and so it was open on the other side.
+                    Err(Errno::PERM) if flags & OFlags::ACCMODE != OFlags::RDONLY => {
+                        flags |= OFlags::APPEND;
+                        self.open_inode(&node, flags)?
+                    }
+                    opened => opened?,
+                };
                 let kind = node.mount().kind();
-                Handle::file(saved.node, place.hold(fd), kind, saved.flags)
+                Handle::file(saved.node, place.hold(fd), kind, flags)
             }
             _ => return Err(Errno::PERM),
         };

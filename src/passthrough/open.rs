@@ -70,12 +70,20 @@ impl Passthrough {
         let place = self.place()?;
         let flags = self.host_flags(args.flags);
         let append = OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND);
-        // A file to which can only be appended (`chattr +a`) opens no other way.
-        let open = |open: &dyn Fn(OFlags) -> Result<OwnedFd>| match open(flags) {
-            Err(Errno::PERM) if append => open(flags | OFlags::APPEND),
-            opened => opened,
+        let write_only = OFlags::from_bits_retain(args.flags) & OFlags::ACCMODE == OFlags::WRONLY;
+        let open = |open: &dyn Fn(OFlags) -> Result<OwnedFd>| {
+            let with = |flags| Ok((open(flags)?, flags));
+            match with(flags) {
+                // A file to which can only be appended (`chattr +a`) opens no other way.
+                Err(Errno::PERM) if append => with(flags | OFlags::APPEND),
+                // One that this user may write but not read is not read, then.
+                Err(Errno::ACCESS) if write_only => {
+                    with((flags - OFlags::ACCMODE) | OFlags::WRONLY)
+                }
+                opened => opened,
+            }
         };
-        let file = if flags.contains(OFlags::TRUNC) {
+        let (file, flags) = if flags.contains(OFlags::TRUNC) {
             let node = self.node(node)?;
             let _as_opener =
                 self.drop_privileges_of(node.as_fd(), self.set_id_of_cut(who, args))?;
@@ -104,8 +112,22 @@ impl Passthrough {
         })
     }
 
+    /// Whether the guest reads and writes the file past its page cache, so that each
+    /// WRITE is one of a program's. The page cache writes whole pages at offsets of
+    /// its own, which a file that is only appended to cannot take, and with writeback
+    /// reads what it writes a part of.
+    pub(super) fn is_uncached(&self, handle: &Handle) -> bool {
+        cache_flags(self.config.cache).0 & flags::open::DIRECT_IO != 0
+            || handle.appends()
+            || (handle.is_write_only() && self.has(init::WRITEBACK_CACHE))
+    }
+
     fn opened_file(&self, handle: Handle) -> Opened {
-        let mut flags = cache_flags(self.config.cache).0;
+        let mut flags = if self.is_uncached(&handle) {
+            flags::open::DIRECT_IO
+        } else {
+            cache_flags(self.config.cache).0
+        };
         // FLUSH is also what ends the record locks of a process that closes.
         if !handle.needs_flush() && !self.has(init::POSIX_LOCKS) {
             flags |= flags::open::NOFLUSH;

@@ -9,6 +9,12 @@ use rustix::io::Errno;
 /// Flag of `pwritev2(2)`: append to the end of the file, whatever the offset.
 pub const RWF_APPEND: i32 = libc::RWF_APPEND;
 
+/// Flag of `pwritev2(2)`: as if the file were open with `O_DSYNC`.
+pub const RWF_DSYNC: i32 = libc::RWF_DSYNC;
+
+/// Flag of `pwritev2(2)`: as if the file were open with `O_SYNC`.
+pub const RWF_SYNC: i32 = libc::RWF_SYNC;
+
 /// Flag of `preadv2(2)`: `EAGAIN` instead of waiting for a disk; `EOPNOTSUPP`
 /// where the file system cannot tell.
 pub const RWF_NOWAIT: i32 = libc::RWF_NOWAIT;
