@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, ioctl_getflags};
 use rustix::process::geteuid;
 
 use common::fuse_client::{Answer, Client, Request, groups_extension, label_extension};
+use common::host_fs::HostFs;
 use common::session::Session;
 use common::wire::{Decoder, ENTRY_OUT, Encoder, Entry, OpenOut, ROOT, op};
 
@@ -409,4 +410,48 @@ fn commands_that_are_not_known_and_arguments_that_do_not_fit_are_refused() {
     let seen = flags(&mut session.client, (ROOT, 0));
     assert_eq!(seen, host_flags.map_err(|errno| errno.raw_os_error()));
     session.finish();
+}
+
+#[test]
+fn the_project_of_a_file_is_the_hosts() {
+    const INHERIT: u32 = 0x2000_0000;
+    const INHERIT_X: u32 = 0x200;
+    if !rustix::process::geteuid().is_root() {
+        return println!("mounting a file system needs root: skips itself");
+    }
+    for kind in ["ext4", "xfs"] {
+        let host = HostFs::new(kind);
+        let share = host.share();
+        fs::create_dir(share.path().join("dir")).unwrap();
+        fs::write(share.path().join("file"), "text").unwrap();
+        let mut session = Session::over(share, &[]);
+        let client = &mut session.client;
+        let file = client.walk("file").unwrap().nodeid;
+        let file = (file, client.open(file, libc::O_RDWR).unwrap().fh);
+        let dir = client.walk("dir").unwrap().nodeid;
+        let dir = (dir, client.opendir(dir).unwrap().fh);
+        let root = (ROOT, client.opendir(ROOT).unwrap().fh);
+        for node in [file, dir, root] {
+            let before = ioctl(client, node, GET_XFLAGS, &[], 28).unwrap();
+            let changed = |at: usize, bits: u32| {
+                let mut changed = before.clone();
+                for (byte, bit) in changed[at..].iter_mut().zip(bits.to_ne_bytes()) {
+                    *byte ^= bit;
+                }
+                changed
+            };
+            for refused in [changed(12, 4711), changed(0, INHERIT_X)] {
+                let refused = ioctl(client, node, SET_XFLAGS, &refused, 0);
+                assert_eq!(refused, Err(libc::EINVAL), "{kind}");
+            }
+            let plain = flags(client, node).unwrap();
+            assert_eq!(set_flags(client, node, plain ^ INHERIT), Err(libc::EINVAL));
+            // What else these commands do is as before.
+            ioctl(client, node, SET_XFLAGS, &changed(0, 0x80), 0).unwrap();
+            set_flags(client, node, plain).unwrap();
+            let after = ioctl(client, node, GET_XFLAGS, &[], 28).unwrap();
+            assert_eq!(after, before, "{kind}");
+        }
+        session.finish();
+    }
 }

@@ -34,6 +34,44 @@ fn digest_header(input: &[u8]) -> Result<[u8; VERITY_HEADER_BYTES + VERITY_DIGES
     Ok(argument)
 }
 
+/// `FS_PROJINHERIT_FL`: what is made in a directory belongs to its project.
+const PROJECT_INHERIT: u32 = 0x2000_0000;
+
+/// `FS_XFLAG_PROJINHERIT`, the same in `struct fsxattr`.
+const PROJECT_INHERIT_X: u32 = 0x200;
+
+/// A word of a struct of the kernel's, by the offset of its first byte.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let word = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+    u32::from_ne_bytes(word.copied().unwrap_or_default())
+}
+
+/// Refuses a change of the project that a file belongs to, or hands on: a quota of
+/// the host's is the host's to move files out of, as it is in a user namespace
+/// (`FS_IOC_FSSETXATTR`, ioctl_fssetxattr(2)).
+fn keeps_project(file: BorrowedFd<'_>, command: &InodeCommand) -> Result<()> {
+    let is_same = match command {
+        InodeCommand::SetFlags(wanted) => match InodeCommand::GetFlags([0; 4]).call(file)? {
+            InodeCommand::GetFlags(now) => (word(wanted, 0) ^ word(&now, 0)) & PROJECT_INHERIT == 0,
+            _ => false,
+        },
+        InodeCommand::SetXflags(wanted) => {
+            match InodeCommand::GetXflags([0; FSXATTR_BYTES]).call(file)? {
+                InodeCommand::GetXflags(now) => {
+                    let inherit = (word(wanted, 0) ^ word(&now, 0)) & PROJECT_INHERIT_X;
+                    inherit == 0 && word(wanted, PROJECT_AT) == word(&now, PROJECT_AT)
+                }
+                _ => false,
+            }
+        }
+        _ => true,
+    };
+    if is_same { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+/// Where `fsx_projid` is in `struct fsxattr`.
+const PROJECT_AT: usize = 12;
+
 fn carry_out(file: BorrowedFd<'_>, number: u32, input: &[u8]) -> Result<Vec<u8>> {
     let command = match number {
         GET_FLAGS => InodeCommand::GetFlags([0; 4]),
@@ -44,6 +82,7 @@ fn carry_out(file: BorrowedFd<'_>, number: u32, input: &[u8]) -> Result<Vec<u8>>
         MEASURE_VERITY => InodeCommand::MeasureVerity(digest_header(input)?),
         _ => return Err(Errno::NOTTY),
     };
+    keeps_project(file, &command)?;
     Ok(match command.call(file)? {
         InodeCommand::SetFlags(_) | InodeCommand::SetXflags(_) => Vec::new(),
         InodeCommand::GetFlags(bytes) | InodeCommand::GetVersion(bytes) => bytes.to_vec(),
