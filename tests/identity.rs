@@ -132,16 +132,44 @@ fn supplementary_groups_are_translated() {
         return;
     }
     let mut session = Session::new(&["--translate-gid=guest:50:6050:1"]);
-    // The members of one group of the host may make something, and nobody else.
+    // A set-gid bit stays for members of the directory's group, and for nobody else.
     chown(session.path(""), Some(0), Some(6050)).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o770);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2770);
     fs::set_permissions(session.path(""), mode).unwrap();
-    let c = &mut session.client;
-    mkdir_as(c, (1234, 2345), Some(50), "member").unwrap();
-    for group in [None, Some(6051)] {
-        let refused = mkdir_as(c, (1234, 2345), group, "stranger");
-        assert_eq!(refused.err(), Some(libc::EACCES), "{group:?}");
+    for (group, kept) in [(Some(50), 0o2000), (None, 0), (Some(6051), 0)] {
+        let c = &mut session.client;
+        let name = format!("{group:?}");
+        (c.uid, c.gid) = (1234, 2345);
+        let mode = libc::S_IFREG | 0o2775;
+        let body = Encoder::new().u32(mode).u32(0).u32(0).u32(0).name(&name);
+        let mut request = Request::new(op::MKNOD, ROOT, body);
+        if let Some(group) = group {
+            request = request.extensions(groups_extension(&[group]));
+        }
+        c.call(&request).unwrap();
+        assert_eq!(session.perm(&name), 0o775 | kept, "{group:?}");
     }
+    session.finish();
+}
+
+#[test]
+fn what_the_guests_kernel_allowed_is_not_judged_again() {
+    if !is_root("what_the_guests_kernel_allowed_is_not_judged_again") {
+        return;
+    }
+    // As a process with CAP_DAC_OVERRIDE, or root of a user namespace in the guest.
+    let mut session = Session::new(&[]);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs::set_permissions(session.path(""), mode).unwrap();
+    for group in [None, Some(1001)] {
+        let name = format!("{group:?}");
+        mkdir_as(&mut session.client, (1000, 1000), group, &name).unwrap();
+        let made = session.stat(&name);
+        assert_eq!((made.uid(), made.gid()), (1000, 1000));
+    }
+    let c = &mut session.client;
+    (c.uid, c.gid) = (1000, 1000);
+    c.create(ROOT, "file", libc::O_RDWR, 0o600).unwrap();
     session.finish();
 }
 

@@ -393,7 +393,7 @@ fn creating_as_a_user_costs_one_change_of_identity() {
         let mut budget = Budget::new(&[by.option]);
         budget.session.client.uid = 1000;
         budget.session.client.gid = 1000;
-        let there_and_back = &["setresgid", "setresuid", "setresuid", "setresgid"];
+        let there_and_back = &["setresgid", "setresuid", "capset", "setresuid", "setresgid"];
         let allowed = [&["openat", "statx"], by.to_hold_open, there_and_back].concat();
         budget.check("CREATE as a user", &allowed, |client, number| {
             client

@@ -47,12 +47,7 @@ impl Credentials {
     /// # Errors
     /// Those of the calls that change the identity, `EPERM` for an id that the
     /// daemon's user namespace does not have; then nothing is changed.
-    pub fn assume(
-        &self,
-        who: HostIds,
-        group: Option<Gid>,
-        overriding: Override,
-    ) -> Result<AsGuest<'_>, Errno> {
+    pub fn assume(&self, who: HostIds, group: Option<Gid>) -> Result<AsGuest<'_>, Errno> {
         let mut guard = AsGuest {
             own: self,
             groups: false,
@@ -77,10 +72,10 @@ impl Credentials {
             set_thread_res_uid(None, uid, None).map_err(not_mapped)?;
             guard.uid = true;
             let own = self.capabilities.effective;
-            let wanted = match overriding {
-                Override::Keep => own & CapabilitySet::DAC_OVERRIDE,
-                Override::Drop => CapabilitySet::empty(),
-            };
+            // The guest's kernel has checked already what its process may do, and
+            // knows of capabilities, groups and namespaces that a request does not
+            // name.
+            let wanted = own & CapabilitySet::DAC_OVERRIDE;
             // Root has lost all with its uid, others lose none by themselves.
             let left = if self.uid.is_root() {
                 CapabilitySet::empty()
@@ -130,7 +125,7 @@ impl Credentials {
             return Ok(None);
         }
         let uid = self.uid;
-        match self.assume(HostIds { uid, gid }, None, Override::Keep) {
+        match self.assume(HostIds { uid, gid }, None) {
             Err(Errno::INVAL) => Ok(None),
             inside => inside.map(Some),
         }
@@ -154,16 +149,6 @@ impl Credentials {
         }
         Ok(WithoutFsetid { own: self, dropped })
     }
-}
-
-/// Whether the guest's user keeps the right to override permissions.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Override {
-    /// Yes: the guest cannot name supplementary groups, and its own kernel has
-    /// checked already what they allow.
-    Keep,
-    /// No: the guest names the group that matters.
-    Drop,
 }
 
 /// The thread may not keep set-id bits for as long as this lives.
@@ -260,27 +245,22 @@ mod tests {
         let own = Credentials::current().unwrap();
         let before = identity();
         if !geteuid().is_root() {
-            let refused = own.assume(ids(4242, 4343), None, Override::Keep);
+            let refused = own.assume(ids(4242, 4343), None);
             assert_eq!(refused.unwrap_err(), Errno::PERM);
             assert_eq!(identity(), before);
             return;
         }
         for group in [None, Some(Gid::from_raw(4444))] {
-            for (overriding, kept) in [
-                (Override::Keep, CapabilitySet::DAC_OVERRIDE),
-                (Override::Drop, CapabilitySet::empty()),
-            ] {
-                let guard = own.assume(ids(4242, 4343), group, overriding).unwrap();
-                let now = identity();
-                assert_eq!((now.0, now.1), (4242, 4343));
-                assert_eq!(
-                    now.2,
-                    group.map_or(before.2.clone(), |group| vec![group.as_raw()])
-                );
-                assert_eq!(now.3, kept);
-                drop(guard);
-                assert_eq!(identity(), before);
-            }
+            let guard = own.assume(ids(4242, 4343), group).unwrap();
+            let now = identity();
+            assert_eq!((now.0, now.1), (4242, 4343));
+            assert_eq!(
+                now.2,
+                group.map_or(before.2.clone(), |group| vec![group.as_raw()])
+            );
+            assert_eq!(now.3, CapabilitySet::DAC_OVERRIDE);
+            drop(guard);
+            assert_eq!(identity(), before);
         }
     }
 
@@ -288,11 +268,7 @@ mod tests {
     fn root_of_the_guest_takes_on_no_group() {
         let own = Credentials::current().unwrap();
         let before = identity();
-        let guard = own.assume(
-            ids(before.0, before.1),
-            Some(Gid::from_raw(4444)),
-            Override::Drop,
-        );
+        let guard = own.assume(ids(before.0, before.1), Some(Gid::from_raw(4444)));
         assert_eq!(identity(), before);
         drop(guard);
         assert_eq!(identity(), before);
@@ -313,11 +289,9 @@ mod tests {
             let own = Credentials::current().unwrap();
             let before = identity();
             for group in [None, Some(Gid::from_raw(4444))] {
-                for overriding in [Override::Keep, Override::Drop] {
-                    let refused = own.assume(ids(4242, 4343), group, overriding);
-                    assert_eq!(refused.unwrap_err(), Errno::PERM);
-                    assert_eq!(identity(), before);
-                }
+                let refused = own.assume(ids(4242, 4343), group);
+                assert_eq!(refused.unwrap_err(), Errno::PERM);
+                assert_eq!(identity(), before);
             }
         };
         std::thread::spawn(without_setuid).join().unwrap();

@@ -62,7 +62,7 @@ use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
 use crate::sys::shared_fd::SharedFd;
 use crate::sys::thread::{self, Masked};
-use credentials::{AsGuest, Credentials, Override};
+use credentials::{AsGuest, Credentials};
 use fd_budget::FdBudget;
 use file_systems::Kind;
 use handles::Handles;
@@ -196,17 +196,10 @@ impl Passthrough {
 
     /// Makes the calling thread act as the guest's user until the guard drops.
     fn act_as(&self, who: &Caller, extensions: &Extensions<'_>) -> Result<AsGuest<'_>> {
-        // An access control list may grant what that one group does not.
-        let named = self.has(features::CREATE_SUPP_GROUP) && !self.has(features::POSIX_ACL);
-        let overriding = if named {
-            Override::Drop
-        } else {
-            Override::Keep
-        };
         let who = self.ids.host_ids(who)?;
         let group = extensions.supplementary_group;
         let group = group.map(|group| self.ids.host_gid(group)).transpose()?;
-        self.credentials.assume(who, group, overriding)
+        self.credentials.assume(who, group)
     }
 
     /// Applies the umask of a process in the guest until the guard drops, if the
