@@ -22,7 +22,6 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use common::PATIENCE;
 use common::daemon::{Daemon, default_binary};
 use common::frontend::{
     Config, DirtyLog, F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, HIGH_MEMORY,
@@ -31,6 +30,7 @@ use common::frontend::{
 use common::fuse_client::{Client, Request, Split, read_in};
 use common::session::Session;
 use common::wire::{Encoder, ROOT, op};
+use common::{PATIENCE, wait_event};
 
 /// A third region, for plugging memory in and out.
 const PLUGGED: u64 = 0x2_0000_0000;
@@ -350,6 +350,75 @@ fn no_call_is_ever_lost() {
         }
         session.finish();
     }
+}
+
+#[test]
+fn a_call_event_that_takes_the_place_of_another_is_signalled_at_once() {
+    // QEMU looks at the old one for the last time before the daemon has switched.
+    let mut session = Session::new(&[]);
+    for _ in 0..3 {
+        session.client.getattr(ROOT).unwrap();
+        let new = EventFd::new(EFD_NONBLOCK).unwrap();
+        let index = session.client.queue.index;
+        session.vmm.vhost.set_vring_call(index, &new).unwrap();
+        // Answered only when the serving threads see the new one.
+        session.vmm.vhost.get_features().unwrap();
+        assert!(wait_event(&new, PATIENCE), "the new event is not signalled");
+        session.client.queue.call = new;
+        session.client.queue.drain_calls();
+    }
+    session.finish();
+}
+
+#[test]
+fn no_interrupt_is_lost_while_call_events_are_exchanged() {
+    let mut session = Session::new(&[]);
+    let index = session.client.queue.index;
+    for round in 0..20_000 {
+        let unique = session.client.start(&getattr_root());
+        session.client.queue.ask_for_call_after(0);
+        session.client.submit();
+        if round % 2 == 0 {
+            thread::yield_now();
+        }
+        // From here on nobody looks at the old one any more.
+        let new = EventFd::new(EFD_NONBLOCK).unwrap();
+        session.vmm.vhost.set_vring_call(index, &new).unwrap();
+        let queue = &mut session.client.queue;
+        queue.call = new;
+        loop {
+            assert!(queue.call_comes(PATIENCE), "round {round}");
+            queue.drain_calls();
+            if queue.used_index() != queue.last_used() {
+                break;
+            }
+        }
+        assert_eq!(session.client.finish_raw().0, unique);
+    }
+    session.finish();
+}
+
+#[test]
+fn a_call_event_that_is_full_holds_nothing_up() {
+    let mut session = Session::new(&["--keep-listening"]);
+    // Not asked to say so where it is full.
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    let index = session.client.queue.index;
+    session.vmm.vhost.set_vring_call(index, &full).unwrap();
+    session.client.start(&getattr_root());
+    session.client.submit();
+    wait_without_call(&session.client.queue, 1);
+    session.vmm.stop_queue(&session.client.queue);
+    let Session {
+        client,
+        vmm,
+        daemon,
+        ..
+    } = session;
+    drop((client, vmm));
+    daemon.expect_log("Client disconnected");
+    assert_eq!(daemon.log_count("cannot notify the guest"), 0);
 }
 
 #[test]

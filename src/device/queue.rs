@@ -7,6 +7,7 @@
 //! the end; requests that are served beside it are counted for the same purpose.
 
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -565,6 +566,8 @@ fn hand_back(vring: &Vring, ring: &Ring<'_>, done: Used) {
     queue.set_next_used(new);
     if ring.wants_notification(old, new)
         && let Err(error) = state.signal_used_queue()
+        // A full event: the front end has yet to hear of the last one.
+        && error.kind() != ErrorKind::WouldBlock
     {
         log::error!("cannot notify the guest: {error}");
     }

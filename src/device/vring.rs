@@ -1,6 +1,6 @@
-//! The vring as the library keeps it, but for two things: a kick that is not
-//! there is no error, and the event by which the front end is to hear of a broken
-//! ring can be signalled.
+//! The vring as the library keeps it, but for three things: a kick that is not
+//! there is no error, the event by which the front end is to hear of a broken ring
+//! can be signalled, and a new call event is signalled at once.
 //!
 //! The library's thread waits for kicks and then reads the one that came. When
 //! the front end has stopped the queue and started it again in between, the kick
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::Error as QueueError;
+use virtio_queue::{Error as QueueError, QueueT};
 use vm_memory::GuestMemoryAtomic;
 
 use crate::guest::GuestMemory;
@@ -158,7 +158,15 @@ impl VringT<Map> for Vring {
         self.library.set_queue_ready(ready);
     }
 
+    /// A front end may have looked at the previous call event for the last time just
+    /// before we signalled that: QEMU up to 10.1 does so when it unmasks an
+    /// interrupt, and the guest would wait for ever. One signal too many does no harm.
     fn set_call(&self, file: Option<File>) {
+        never_wait(file.as_ref());
         self.library.set_call(file);
+        let state = self.library.get_ref();
+        if state.get_queue().ready() {
+            let _ = state.signal_used_queue();
+        }
     }
 }
