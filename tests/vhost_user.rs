@@ -407,6 +407,7 @@ fn a_call_event_that_is_full_holds_nothing_up() {
     let index = session.client.queue.index;
     session.vmm.vhost.set_vring_call(index, &full).unwrap();
     session.client.start(&getattr_root());
+    session.client.queue.ask_for_call_after(0);
     session.client.submit();
     wait_without_call(&session.client.queue, 1);
     session.vmm.stop_queue(&session.client.queue);
