@@ -128,7 +128,15 @@ impl<L: Log> Limited<L> {
             if !is_last && !allowance.take(now) {
                 return;
             }
-            std::mem::take(&mut allowance.left_out)
+            let left_out = std::mem::take(&mut allowance.left_out);
+            drop(allowance);
+            // No other line may come any more that could tell.
+            let others = if is_milestone {
+                std::mem::take(&mut lock(&self.allowance).left_out)
+            } else {
+                0
+            };
+            left_out + others
         };
         if left_out > 0 {
             self.to.log(
@@ -334,7 +342,8 @@ mod tests {
         test.log(Level::Warn, "any", 1000);
         test.lines();
         test.log(Level::Info, MILESTONE, 1);
-        assert_eq!(test.lines(), ["line"]);
+        let notice = "900 lines before this one are not in the log: they came too fast";
+        assert_eq!(test.lines(), [notice, "line"]);
     }
 
     #[test]
