@@ -130,6 +130,26 @@ const CHAIN: &[(&str, Corrupt)] = &[
         offer(queue, 0);
     }),
     (
+        "a reply whose end is outside of memory",
+        |queue, input, output| {
+            queue.write_descriptor(0, input);
+            let header = Descriptor {
+                len: 16,
+                flags: DESC_NEXT | DESC_WRITE,
+                next: 2,
+                ..output
+            };
+            queue.write_descriptor(1, header);
+            let rest = Descriptor {
+                addr: NOWHERE,
+                len: output.len - 16,
+                ..output
+            };
+            queue.write_descriptor(2, rest);
+            offer(queue, 0);
+        },
+    ),
+    (
         "a buffer beyond the end of a region",
         |queue, input, output| {
             queue.write_descriptor(0, input);
@@ -383,7 +403,9 @@ fn a_broken_chain_harms_nobody_else() {
             let answered = victim.queue.used_index().wrapping_sub(used);
             let mut anew = Client::new(session.vmm.start_queue(2));
             anew.getattr(ROOT).unwrap();
-            let complaints = session.finish().complaints().split_off(before);
+            let mut complaints = session.finish().complaints().split_off(before);
+            // Said once, of a request that is answered.
+            complaints.retain(|line| !line.contains("a buffer that is not in shared memory"));
             let signalled = error.read().unwrap_or(0) as usize;
             assert_eq!(signalled, complaints.len(), "{what}: error events");
             let expected = u16::from(complaints.is_empty());

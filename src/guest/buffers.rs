@@ -42,6 +42,8 @@ impl Span {
 pub struct Spans {
     readable: Vec<Span>,
     writable: Vec<Span>,
+    /// Whether a buffer is not in memory that the daemon can reach.
+    is_cut: bool,
 }
 
 impl Spans {
@@ -49,6 +51,13 @@ impl Spans {
     pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
+        self.is_cut = false;
+    }
+
+    /// A buffer is out of reach: what was pushed before it is all that there is of
+    /// its side.
+    pub(super) fn cut(&mut self) {
+        self.is_cut = true;
     }
 
     /// Adds a piece of guest memory to one of the sides. Where it lies right
@@ -86,6 +95,7 @@ impl Spans {
         (
             Readable {
                 list: List::new(&mut self.readable),
+                is_cut: self.is_cut,
             },
             Writable {
                 list: List::new(&mut self.writable),
@@ -148,9 +158,16 @@ impl<'a> List<'a> {
 /// What the guest wrote: header, arguments and data of a request.
 pub struct Readable<'a> {
     list: List<'a>,
+    is_cut: bool,
 }
 
 impl Readable<'_> {
+    /// Whether part of the request, or of the room for its reply, is not in memory
+    /// that the guest shares: then nothing of it may be carried out.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
     /// Bytes that are left.
     pub fn len(&self) -> usize {
         self.list.len

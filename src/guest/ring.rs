@@ -45,8 +45,6 @@ pub enum RingError {
     ChainTooLong,
     /// An indirect table that is empty, nested, of an odd length or outside memory.
     IndirectTable,
-    /// A buffer that is not in guest memory.
-    BufferOutsideMemory,
     /// A readable buffer behind a writable one.
     ReadableBehindWritable,
     /// Buffers of more than 32 MiB.
@@ -61,7 +59,6 @@ impl std::fmt::Display for RingError {
             Self::DescriptorIndex => "a descriptor index is out of range",
             Self::ChainTooLong => "a descriptor chain does not end",
             Self::IndirectTable => "an indirect descriptor table is invalid",
-            Self::BufferOutsideMemory => "a buffer is not in shared guest memory",
             Self::ReadableBehindWritable => "a readable buffer follows a writable one",
             Self::ChainTooLarge => "a descriptor chain is larger than 32 MiB",
         })
@@ -229,6 +226,9 @@ impl<'m> Ring<'m> {
         let mut index = head;
         let mut left = table.entries;
         let mut total: u64 = 0;
+        // The side of which a buffer was out of reach: what follows on it is not
+        // taken, so that what was before still lies in front.
+        let mut cut = None;
         loop {
             left = left.checked_sub(1).ok_or(RingError::ChainTooLong)?;
             let descriptor = table.get(index)?;
@@ -251,7 +251,11 @@ impl<'m> Ring<'m> {
             if !writable && spans.has_writable() {
                 return Err(RingError::ReadableBehindWritable);
             }
-            self.gather_buffer(address, len as usize, writable, spans)?;
+            if cut != Some(writable) && !self.gather_buffer(address, len as usize, writable, spans)
+            {
+                spans.cut();
+                cut = Some(writable);
+            }
             if flags & DESC_F_NEXT == 0 {
                 return Ok(spans.split(self.memory));
             }
@@ -273,26 +277,29 @@ impl<'m> Ring<'m> {
         }
     }
 
-    /// Adds one buffer, in pieces where it crosses from one region to the next.
+    /// Adds one buffer, in pieces where it crosses from one region to the next; `false`
+    /// where it, or its end, is not in guest memory.
     fn gather_buffer(
         &self,
         mut address: u64,
         mut len: usize,
         writable: bool,
         spans: &mut Spans,
-    ) -> Result<(), RingError> {
+    ) -> bool {
         while len > 0 {
-            let piece = locate(self.memory, &self.region, address, len)
-                .ok_or(RingError::BufferOutsideMemory)?;
+            let Some(piece) = locate(self.memory, &self.region, address, len) else {
+                return false;
+            };
             // SAFETY: the piece was found in the memory of this ring, which is
             // what `gather` then makes the request's buffers for.
             unsafe { spans.push(writable, piece) };
             len -= piece.len;
-            address = address
-                .checked_add(piece.len as u64)
-                .ok_or(RingError::BufferOutsideMemory)?;
+            let Some(next) = address.checked_add(piece.len as u64) else {
+                return false;
+            };
+            address = next;
         }
-        Ok(())
+        true
     }
 
     /// The used index as it was last published.
@@ -458,6 +465,11 @@ mod tests {
             ring.gather(0, &mut spans)
                 .map(|(readable, writable)| (readable.len(), writable.len()))
         }
+
+        fn is_cut(&self) -> bool {
+            let mut spans = Spans::default();
+            self.ring().gather(0, &mut spans).unwrap().0.is_cut()
+        }
     }
 
     #[test]
@@ -489,10 +501,13 @@ mod tests {
         let guest = Guest::new();
         guest.descriptor(0x1000, 0, 0xbff0, 0x20, 0, 0);
         assert_eq!(guest.gather(), Ok((0x20, 0)));
+        assert!(!guest.is_cut());
         guest.descriptor(0x1000, 0, MEMORY_END - 4, 5, 0, 0);
-        assert_eq!(guest.gather(), Err(RingError::BufferOutsideMemory));
+        assert_eq!(guest.gather(), Ok((4, 0)));
+        assert!(guest.is_cut());
         guest.descriptor(0x1000, 0, u64::MAX - 3, 100, 0, 0);
-        assert_eq!(guest.gather(), Err(RingError::BufferOutsideMemory));
+        assert_eq!(guest.gather(), Ok((0, 0)));
+        assert!(guest.is_cut());
     }
 
     #[test]

@@ -8,8 +8,8 @@
 mod dispatch;
 mod read_only;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -103,6 +103,9 @@ impl<F: FileSystem> Server<F> {
     ) -> Result<u32, MustWait> {
         let mut bytes = [0; size_of::<InHeader>()];
         if request.copy_out(&mut bytes) < bytes.len() {
+            if request.is_cut() {
+                say_what_to_share();
+            }
             log::debug!("a request of less than a header was dropped");
             return Ok(0);
         }
@@ -117,6 +120,9 @@ impl<F: FileSystem> Server<F> {
             _ => match reply.reserve::<{ size_of::<OutHeader>() }>() {
                 Some(front) => Some(front),
                 None => {
+                    if request.is_cut() {
+                        say_what_to_share();
+                    }
                     log::debug!("request {header:?} has no room for a reply");
                     self.watch.give_back(begun);
                     return Ok(0);
@@ -125,6 +131,10 @@ impl<F: FileSystem> Server<F> {
         };
         let room = reply.len();
         let result = match (opcode, answer) {
+            _ if request.is_cut() => {
+                say_what_to_share();
+                Err(Errno::FAULT.into())
+            }
             (None, _) => Err(Errno::NOSYS.into()),
             (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL.into()),
             (Some(opcode), _) => match self.wait_of(opcode, &header, patience) {
@@ -217,6 +227,18 @@ impl<F: FileSystem> Server<F> {
         }
         self.dispatch(header, op, packed, request, reply, patience)
     }
+}
+
+/// Tells the operator, once, why requests fail whose buffers are out of reach.
+fn say_what_to_share() {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        log::warn!(
+            "a request of the guest has a buffer that is not in shared memory, and gets an \
+             error; give all of QEMU's memory backends share=on, those of memory that is \
+             plugged in later too"
+        );
+    });
 }
 
 /// Bytes of a reply with `len` bytes behind its header.

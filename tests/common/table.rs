@@ -141,6 +141,7 @@ pub fn errno_name(errno: i32) -> String {
         (libc::E2BIG, "E2BIG"),
         (libc::EBADF, "EBADF"),
         (libc::ENOMEM, "ENOMEM"),
+        (libc::EFAULT, "EFAULT"),
         (libc::EEXIST, "EEXIST"),
         (libc::ENOTDIR, "ENOTDIR"),
         (libc::EISDIR, "EISDIR"),
