@@ -26,6 +26,7 @@ use tempfile::TempDir;
 
 use common::frontend::REQUEST;
 use common::fuse_client::{Client, Request, SetAttr};
+use common::host_fs::{Mounted, run as run_program};
 use common::session::Session;
 use common::wait_until_old;
 use common::wire::{Encoder, Entry, FSYNC_FDATASYNC, ROOT, op};
@@ -925,4 +926,38 @@ fn a_folder_that_is_forgotten_while_it_is_opened_does_not_stay_open() {
     session.client.wait_for(asked).unwrap();
     drop(slow);
     session.daemon.expect_open_fds(fds);
+}
+
+#[test]
+fn syncfs_tells_of_an_error_that_somebody_else_has_heard_of_first() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("mounting a file system needs root: skips itself");
+    }
+    for holding in ["--inode-file-handles=never", "--inode-file-handles=prefer"] {
+        let dir = tempfile::tempdir().unwrap();
+        // A disk that has less room than it says.
+        let (disk, at) = (dir.path().join("disk"), dir.path().join("at"));
+        let _disk = Mounted::new(&["-t", "tmpfs", "-o", "size=24m", "disk"], &disk);
+        let image = disk.join("image");
+        fs::File::create(&image)
+            .unwrap()
+            .set_len(128 << 20)
+            .unwrap();
+        let image = image.to_str().unwrap();
+        run_program("mkfs.ext4", &["-q", "-O", "^has_journal", image]);
+        let _mounted = Mounted::new(&["-o", "loop", image], &at);
+        let share = TempDir::with_prefix_in("share-", &at).unwrap();
+        let mut session = Session::over(share, &[holding]);
+        let c = &mut session.client;
+        let (entry, open) = c.create(ROOT, "file", libc::O_RDWR, 0o600).unwrap();
+        for part in 0..64 {
+            let data = vec![1; 1 << 20];
+            c.write(entry.nodeid, open.fh, part << 20, &data).unwrap();
+        }
+        let synced = Command::new("sync").arg("-f").arg(&at).status().unwrap();
+        assert!(!synced.success(), "{holding}: the host hears of it");
+        assert!(session.client.syncfs(ROOT).is_err(), "{holding}");
+        // Once is enough.
+        session.client.syncfs(ROOT).unwrap();
+    }
 }

@@ -23,6 +23,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
 use common::fuse_client::{Client, Request, SetAttr};
+use common::host_fs::{HostFs, Mounted};
 use common::session::Session;
 use common::wait_until_old;
 use common::wire::{Encoder, ROOT, op};
@@ -551,5 +552,54 @@ fn a_write_that_asks_for_it_is_synchronous() {
             assert!(calls[0].contains(&end), "{open:#x}, {write:#x}: {calls:?}");
             client.release(node, handle).unwrap();
         }
+    }
+}
+
+/// The results of `syncfs(2)` that strace has seen, and that nothing was opened.
+fn synced(text: &str) -> usize {
+    assert!(!text.contains("open"), "{text}");
+    text.matches("syncfs(").count()
+}
+
+#[test]
+fn syncfs_reaches_all_mounts_by_descriptors_that_were_open_before() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("mounting a file system needs root: skips itself");
+    }
+    for holding in ["--inode-file-handles=never", "--inode-file-handles=prefer"] {
+        // A guest that knows of the mount syncs it by itself.
+        for (announced, expected) in [("--announce-submounts", 1), ("--no-announce-submounts", 2)] {
+            let mut budget = Budget::new(&[holding, announced]);
+            let below = budget.session.path("below");
+            let _mounted = Mounted::new(&["-t", "tmpfs", "below"], &below);
+            let client = &mut budget.session.client;
+            client.lookup(ROOT, "below").unwrap();
+            let text = budget.trace.text(|| client.syncfs(ROOT).unwrap());
+            assert_eq!(synced(&text), expected, "{holding} {announced}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_state_is_saved_once_other_hosts_can_read_what_was_written() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("mounting a file system needs root: skips itself");
+    }
+    for (kind, expected) in [("fuse", 1), ("ext4", 0)] {
+        let host = HostFs::new(kind);
+        let mut session = Session::over(host.share(), &[]);
+        let (entry, open) = session
+            .client
+            .create(ROOT, "file", libc::O_RDWR, 0o600)
+            .unwrap();
+        session
+            .client
+            .write(entry.nodeid, open.fh, 0, b"text")
+            .unwrap();
+        let mut trace = Trace::of(&session);
+        session.vmm.stop_queue(&session.client.queue);
+        session.vmm.stop_queue(&session.hiprio);
+        let text = trace.text(|| assert!(session.vmm.save_state().is_some()));
+        assert_eq!(text.matches("syncfs(").count(), expected, "{kind}: {text}");
     }
 }

@@ -19,6 +19,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use anyhow::Context;
+
 use crate::config::MigrationConfig;
 use crate::fs::Migrate;
 use crate::passthrough::Passthrough;
@@ -80,6 +82,10 @@ impl Migrate for Migration {
     }
 
     fn save(&self, stop: &AtomicBool) -> anyhow::Result<Vec<u8>> {
+        self.fs.flush_to_other_hosts().context(
+            "what was written cannot be made known to other hosts, so the target might read \
+             old data",
+        )?;
         let prepared = lock(&self.prepared)
             .as_mut()
             .map(|prepared| (Arc::clone(&prepared.places), prepared.thread.take()));

@@ -1,6 +1,7 @@
 //! Data of open files: straight between the file and guest memory.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
@@ -248,12 +249,45 @@ impl Passthrough {
         Ok(copied as u32)
     }
 
-    /// SYNCFS: everything of the file system that the node is on.
+    /// SYNCFS: everything of the file system that the node is on; and where the guest
+    /// takes the whole share for one file system, of all that it has met.
+    ///
+    /// # Errors
+    /// The first one; all are tried.
     pub(super) fn sync_file_system(&self, node: NodeId) -> Result<()> {
         let inode = self.inode(node)?;
         if !matches!(inode.kind(), FileType::Directory | FileType::RegularFile) {
             return Err(Errno::INVAL);
         }
-        rustix::fs::syncfs(self.open_inode(&inode, OFlags::RDONLY)?)
+        let synced = match inode.mount().open_file() {
+            Some(file) => rustix::fs::syncfs(file),
+            None => rustix::fs::syncfs(self.open_inode(&inode, OFlags::RDONLY)?),
+        };
+        if self.has(init::SUBMOUNTS) {
+            return synced;
+        }
+        let others = self.mounts.all().into_iter();
+        let others = others.filter(|mount| !Arc::ptr_eq(mount, inode.mount()));
+        others
+            .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))
+            .fold(synced, Result::and)
+    }
+
+    /// Has the host write out what it keeps back of files that another host may see.
+    ///
+    /// # Errors
+    /// The first one; all are tried.
+    pub fn flush_to_other_hosts(&self) -> Result<()> {
+        let mounts = self.mounts.all().into_iter();
+        let mounts = mounts.filter(|mount| mount.keeps_back());
+        let synced = mounts
+            .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))
+            .fold(Ok(()), Result::and);
+        // Those of a mount of which nothing may be read.
+        let files = self.handles.all().into_iter();
+        files
+            .filter(|(_, file)| file.needs_flush())
+            .map(|(_, file)| sync(file.as_fd(), false))
+            .fold(synced, Result::and)
     }
 }

@@ -39,11 +39,20 @@ pub struct Mount {
     kind: Kind,
     knows_birth: bool,
     handles: Option<Arc<OwnedFd>>,
-    /// The path of something on it, where handles are not opened through it:
-    /// while one of the two is open the host gives its numbers to no other mount.
-    /// Only a subvolume's may be given to another on the same mount, which differs
-    /// in nothing that is known here; its inodes have times of birth and handles.
-    _pin: Option<OwnedFd>,
+    /// Something on it, where handles are not opened through it: while one of the
+    /// two is open the host gives its numbers to no other mount. Only a subvolume's
+    /// may be given to another on the same mount, which differs in nothing that is
+    /// known here; its inodes have times of birth and handles.
+    pin: Option<Pin>,
+}
+
+/// What holds a mount.
+#[derive(Debug)]
+enum Pin {
+    /// A directory or file that is open for reading.
+    Open(OwnedFd),
+    /// Its path, where it may not be read.
+    Path { _path: OwnedFd },
 }
 
 impl Mount {
@@ -56,14 +65,35 @@ impl Mount {
             kind: Kind::of(device, file_system),
             knows_birth: TRUE_BIRTH.contains(&file_system),
             handles,
-            _pin: None,
+            pin: None,
         }
     }
 
-    fn pinned_by(self, path: OwnedFd) -> Self {
+    fn pinned_by(self, pin: Pin) -> Self {
         Self {
-            _pin: Some(path),
+            pin: Some(pin),
             ..self
+        }
+    }
+
+    /// Something on it that is open for more than its path, if it may be: `syncfs(2)`
+    /// by it hears of every error since the mount became known, also of one that
+    /// somebody else has heard of first.
+    pub fn open_file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.pin {
+            Some(Pin::Open(file)) => Some(file.as_fd()),
+            Some(Pin::Path { .. }) => None,
+            None => self.handles(),
+        }
+    }
+
+    /// Whether the host may keep back what was written and another host, which sees
+    /// the same files, does not have it yet.
+    pub fn keeps_back(&self) -> bool {
+        match self.kind {
+            Kind::Served => true,
+            Kind::Other => !self.knows_birth,
+            Kind::Local | Kind::Memory => false,
         }
     }
 
@@ -141,9 +171,27 @@ impl Mounts {
             return Ok(self.add(mount));
         }
         let name = FdName::of(file.as_fd());
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let path = rustix::fs::openat(proc_self_fd, name.as_c_str(), flags, Mode::empty())?;
-        Ok(self.add(mount.pinned_by(path)))
+        let open = |flags: OFlags| {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(proc_self_fd, name.as_c_str(), flags, Mode::empty())
+        };
+        let is_opened = matches!(found.kind, FileType::Directory | FileType::RegularFile);
+        let opened = is_opened.then(|| open(OFlags::RDONLY | OFlags::NONBLOCK));
+        let pin = match opened {
+            Some(Ok(file)) => Pin::Open(file),
+            _ => Pin::Path {
+                _path: open(OFlags::PATH)?,
+            },
+        };
+        Ok(self.add(mount.pinned_by(pin)))
+    }
+
+    /// The mounts that inodes are on.
+    pub fn all(&self) -> Vec<Arc<Mount>> {
+        lock(&self.known)
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// A descriptor through which the handles of a mount are opened, having
