@@ -492,6 +492,53 @@ fn an_automount_is_not_set_off_by_looking_at_it() {
 }
 
 #[test]
+fn a_file_of_a_server_that_goes_by_paths_lives_by_its_other_name() {
+    let host = HostFs::new("fuse");
+    for kind in ["removed", "replaced"] {
+        let mut session = Session::over(host.share(), &[]);
+        let c = &mut session.client;
+        let (made, open) = c.create(ROOT, "h", libc::O_RDWR, 0o600).unwrap();
+        c.write(made.nodeid, open.fh, 0, b"text").unwrap();
+        c.release(made.nodeid, open.fh).unwrap();
+        c.link(made.nodeid, ROOT, "h2").unwrap();
+        if kind == "removed" {
+            c.unlink(ROOT, "h").unwrap();
+        } else {
+            c.create(ROOT, "new", libc::O_RDWR, 0o600).unwrap();
+            c.rename((ROOT, "new"), (ROOT, "h")).unwrap();
+        }
+        // The guest has both names in its cache, and asks for neither again.
+        assert_eq!(content(c, made.nodeid).unwrap(), b"text", "{kind}");
+        assert_eq!(c.getattr(made.nodeid).unwrap().attr.size, 4, "{kind}");
+        let other = c.lookup(ROOT, "h2").unwrap();
+        assert_eq!(content(c, other.nodeid).unwrap(), b"text", "{kind}");
+        // With the last name it is gone, which the guest's kernel looks up again.
+        c.unlink(ROOT, "h2").unwrap();
+        assert_eq!(content(c, made.nodeid).err(), Some(STALE), "{kind}");
+        session.finish();
+    }
+}
+
+#[test]
+fn a_new_file_of_a_server_is_none_that_had_its_number() {
+    let host = HostFs::new("fuse");
+    let mut session = Session::over(host.share(), &[]);
+    let c = &mut session.client;
+    for round in 0..300 {
+        let text = format!("round {round}");
+        let (made, open) = c.create(ROOT, "t", libc::O_RDWR, 0o600).unwrap();
+        let written = c.write(made.nodeid, open.fh, 0, text.as_bytes());
+        assert_eq!(written, Ok(text.len() as u32), "{text}");
+        c.release(made.nodeid, open.fh).unwrap();
+        c.rename((ROOT, "t"), (ROOT, "f")).unwrap();
+        assert_eq!(content(c, made.nodeid).unwrap(), text.as_bytes(), "{text}");
+        let found = c.lookup(ROOT, "f").unwrap();
+        assert_eq!(content(c, found.nodeid).unwrap(), text.as_bytes(), "{text}");
+    }
+    session.finish();
+}
+
+#[test]
 fn a_mount_without_handles_is_said_once_and_is_refused_where_they_are_mandatory() {
     let host = HostFs::new("tmpfs");
     let fuse = HostFs::new("fuse");

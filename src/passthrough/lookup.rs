@@ -107,7 +107,20 @@ pub(super) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
 /// # Errors
 /// Those of `statx(2)`.
 pub(super) fn identify_name(parent: impl AsFd, name: &CStr) -> Result<Found> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    identify_with(parent, name, AtFlags::empty())
+}
+
+/// The same, but a server is asked and the host's kernel does not answer from its
+/// cache.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(super) fn identify_name_now(parent: impl AsFd, name: &CStr) -> Result<Found> {
+    identify_with(parent, name, AtFlags::STATX_FORCE_SYNC)
+}
+
+fn identify_with(parent: impl AsFd, name: &CStr, more: AtFlags) -> Result<Found> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | more;
     let asked = last_tick();
     let stat = rustix::fs::statx(parent, name, flags, WANTED)?;
     Ok(Found::new(&stat, asked))

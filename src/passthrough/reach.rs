@@ -17,7 +17,9 @@ use super::fd_budget::Place;
 use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
 use super::inode_store::{MAX_DEPTH, NewPath, PathRoom};
-use super::lookup::{Found, SETTLED_AFTER, identify, identify_name, is_open_file, open_path};
+use super::lookup::{
+    Found, SETTLED_AFTER, identify, identify_name, identify_name_now, is_open_file, open_path,
+};
 use crate::fs::Result;
 use crate::id::NodeId;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
@@ -66,6 +68,12 @@ enum Closing {
     NotByName,
 }
 
+/// Whether a descriptor of its path may be no more than its path on the host, and
+/// lead nowhere once that name is gone: so it is with some file systems of FUSE.
+fn goes_by_paths(inode: &Inode) -> bool {
+    inode.id() != NodeId::ROOT && inode.mount().kind() == Kind::Served
+}
+
 impl Passthrough {
     /// An inode that the guest holds.
     ///
@@ -97,7 +105,12 @@ impl Passthrough {
                 result => return result,
             }
         }
-        self.reopen(self.path_of(inode)?.as_fd(), flags)
+        match self.reopen(self.path_of(inode)?.as_fd(), flags) {
+            // What its path leads to is gone. Another file may have its number by now,
+            // and nothing would tell them apart: the guest has to look it up again.
+            Err(Errno::NOENT) if goes_by_paths(inode) => Err(Errno::STALE),
+            result => result,
+        }
     }
 
     /// A place for one descriptor of the guest's.
@@ -126,7 +139,10 @@ impl Passthrough {
             return Ok(found);
         }
         let node = self.node(id)?;
-        let found = identify(node.as_fd())?;
+        let found = match identify(node.as_fd()) {
+            Err(Errno::NOENT) if goes_by_paths(&node) => return Err(Errno::STALE),
+            found => found?,
+        };
         if found.is_settled(node.mount()) {
             // The next time the name is enough.
             self.inodes.set_settled(id, &found.identity);
@@ -406,12 +422,22 @@ impl Passthrough {
 
     /// An inode with several names that is about to lose one. If it is not open
     /// and this is the name that it is known by, nothing else leads to it then:
-    /// once the name is gone it is for [`Passthrough::keep_in_reach`].
+    /// once the name is gone it is for [`Passthrough::keep_in_reach`]. On a file
+    /// system that goes by paths this is so even while it is open, and the number of
+    /// its names may be an old one.
     pub(super) fn about_to_unlink(&self, parent: &Node, name: &CStr) -> Option<Node> {
-        if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
+        if parent.mount().handles().is_some() {
             return None;
         }
-        let found: Found = identify_name(parent, name).ok()?;
+        let by_paths = parent.mount().kind() == Kind::Served;
+        if !by_paths && !self.inodes.has_closed_paths() {
+            return None;
+        }
+        let found: Found = if by_paths {
+            identify_name_now(parent, name).ok()?
+        } else {
+            identify_name(parent, name).ok()?
+        };
         if found.attr.nlink < 2 {
             return None;
         }
@@ -420,7 +446,8 @@ impl Passthrough {
 
     /// Keeps the descriptor of an inode that has lost a name, for which another
     /// one may be closed. A file system that goes by paths, as some of FUSE do,
-    /// cannot reach it by the lost name: there another name has to be searched for.
+    /// cannot reach it by the lost name: there another name in the same directory is
+    /// searched for, at once, while no other file can have its number.
     pub(super) fn keep_in_reach(&self, node: &Node) {
         let path = node.path();
         let Ok(inode) = self.inode(node.id()) else {
@@ -441,7 +468,24 @@ impl Passthrough {
             Held::Path(held)
                 if *held == path && inode.mount().kind() == Kind::Served && !is_good() =>
             {
+                let Some((_, Some((parent, _)))) = self.inodes.whereabouts(node.id()) else {
+                    return;
+                };
+                let other = self
+                    .directory(parent)
+                    .and_then(|directory| self.search(&directory, parent, &inode).ok());
+                let Some(Ok(other)) = other.map(SharedFd::new) else {
+                    return;
+                };
                 self.inodes.drop_path(node.id(), &path);
+                if let Some(room) = self.path_room() {
+                    let path = NewPath {
+                        fd: other,
+                        verified: true,
+                        room,
+                    };
+                    self.inodes.keep_path(node.id(), path);
+                }
             }
             _ => {}
         }

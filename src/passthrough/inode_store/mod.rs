@@ -289,14 +289,20 @@ impl InodeStore {
             undo();
             return Err(errno);
         }
+        // A server may give a new file the number of one that is held, and nothing
+        // tells them apart that can be compared. What was just made is no old file.
+        let is_new = new.mount.kind() == Kind::Served
+            && new.identity.born.is_none()
+            && new.path.as_ref().is_some_and(|path| path.verified);
         let mut shard = write(lock);
         if let Some(index) = shard.find_key(hash, &key)
             && let Some(slot) = shard.slot(index)
         {
-            let same = match (&new.handle, shard.handle(slot)) {
-                (Some(new), Some(held)) => *new == held,
-                _ => slot.identity() == new.identity,
-            };
+            let same = !is_new
+                && match (&new.handle, shard.handle(slot)) {
+                    (Some(new), Some(held)) => *new == held,
+                    _ => slot.identity() == new.identity,
+                };
             let id = NodeId(slot.id);
             if same && saved.is_none() {
                 slot.lookups.fetch_add(1, Ordering::Relaxed);
