@@ -664,6 +664,43 @@ fn memory_is_added_and_removed_while_running() {
 }
 
 #[test]
+fn no_core_dump_has_memory_of_the_guest() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("looking at the daemon's memory takes root: skips itself");
+    }
+    let mut session = Session::new(&[]);
+    session.vmm.hot_add(PLUGGED, 1 << 20);
+    // As a user: that resets the flag of the process.
+    session.client.uid = 1000;
+    let _ = session.client.mkdir(ROOT, "dir", 0o755, 0);
+    let pid = session.daemon.serving_pid();
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps"));
+    let maps = maps.expect("looking at the daemon's memory takes root");
+    let mut of_guest = 0;
+    let mut is_guests = false;
+    for line in maps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            assert!(!is_guests || flags.contains(" dd"), "{flags}");
+        } else if line
+            .split(' ')
+            .next()
+            .is_some_and(|word| word.contains('-'))
+        {
+            is_guests = line.contains("guest-memory");
+            of_guest += usize::from(is_guests);
+        }
+    }
+    assert!(of_guest >= 3, "{maps}");
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let words: Vec<_> = core.unwrap().split_whitespace().skip(4).take(2).collect();
+    assert_eq!(words, ["0", "0"]);
+    session.finish();
+}
+
+#[test]
 fn memory_that_was_removed_is_let_go() {
     let mut session = Session::new(&[]);
     let mapped = |session: &Session| {

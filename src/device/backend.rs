@@ -22,7 +22,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::GuestMemoryAtomic;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
@@ -36,7 +36,7 @@ use super::state::StateTransfer;
 use super::vring::Vring;
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
 use crate::fs::{FileSystem, Migrate, Patience, Wait};
-use crate::guest::GuestMemory;
+use crate::guest::{GuestMemory, keep_out_of_dumps};
 use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
 use crate::sys;
@@ -441,9 +441,9 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
         space.get(start..end).unwrap_or_default().to_vec()
     }
 
-    fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemory>) -> io::Result<()> {
+    fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemory>) -> io::Result<()> {
         // The library swaps the map inside the object that we hold as well.
-        Ok(())
+        keep_out_of_dumps(&memory.memory())
     }
 
     fn set_backend_req_fd(&self, backend: Backend) {

@@ -18,6 +18,24 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 /// The memory map of the guest: regions with a dirty log that may be absent.
 pub type GuestMemory = GuestMemoryMmap<BitmapMmapRegion>;
 
+/// Has no core dump contain this memory, whatever becomes of the dumpable flag of the
+/// process, which `setresuid(2)` sets to what the host's `fs.suid_dumpable` says.
+///
+/// # Errors
+/// Those of `madvise(2)`.
+pub fn keep_out_of_dumps(map: &GuestMemory) -> std::io::Result<()> {
+    for region in map.iter() {
+        // SAFETY: the region is mapped by this map, and the advice changes nothing
+        // but what a dump has in it.
+        let result =
+            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTDUMP) };
+        if result == -1 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// The guest's memory together with whether writes into it are to be logged.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory<'m> {

@@ -6,7 +6,7 @@
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
@@ -85,8 +85,15 @@ pub fn reduce(kept: Kept) -> anyhow::Result<()> {
     // This also holds for who is not root: nothing is ever started.
     set_no_new_privs(true).context("cannot forbid new privileges")?;
     // Another process of this user may not look into the daemon's memory or
-    // descriptors, and no core dump shows the guest's. The daemon's own access
-    // to /proc/self/fd does not depend on it.
+    // descriptors. The daemon's own access to /proc/self/fd does not depend on it.
+    // Acting as a user of the guest may change it (`fs.suid_dumpable`), so no core
+    // file is written in any case; one that goes to a program (core(5)) has none of
+    // the guest's memory.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).context("cannot forbid core files")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("cannot protect the memory of this process")?;
     let before = capabilities(None).context("cannot read the capabilities of this process")?;
