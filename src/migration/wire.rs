@@ -10,11 +10,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// The most inodes, and the most handles, of one stream.
 const MAX_ENTRIES: usize = 1 << 24;
+
+/// The most mounts of one stream: as many as a mount namespace has had for long
+/// (`fs.mount-max` allows 100,000), and few enough to take no memory to speak of.
+const MAX_MOUNTS: usize = 1 << 14;
 
 /// A whole stream.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -50,7 +54,7 @@ pub struct StateV2<'a> {
     pub v1: StateV1<'a>,
     /// For each `mnt_id` of a file handle a path on that mount, relative to the
     /// shared directory.
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "few_mounts")]
     pub mount_paths: BTreeMap<u64, Cow<'a, str>>,
 }
 
@@ -168,6 +172,35 @@ pub fn decode(bytes: &[u8]) -> postcard::Result<State<'_>> {
         (state, []) => Ok(state),
         _ => Err(postcard::Error::DeserializeBadEncoding),
     }
+}
+
+/// Decodes a map of at most [`MAX_MOUNTS`], for the same reason.
+fn few_mounts<'de, D>(deserializer: D) -> Result<BTreeMap<u64, Cow<'de, str>>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = BTreeMap<u64, Cow<'de, str>>;
+
+        fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(text, "at most {MAX_MOUNTS} mounts")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut decoded = BTreeMap::new();
+            while let Some((mount, path)) = entries.next_entry::<u64, &str>()? {
+                if decoded.len() == MAX_MOUNTS {
+                    return Err(A::Error::custom("too many mounts"));
+                }
+                decoded.insert(mount, Cow::Borrowed(path));
+            }
+            Ok(decoded)
+        }
+    }
+
+    deserializer.deserialize_map(Few)
 }
 
 /// Decodes a sequence of at most [`MAX_ENTRIES`]: an element may take far fewer
@@ -327,6 +360,21 @@ mod tests {
         }
         assert!(decode(&[&bytes[..], &[0]].concat()).is_err());
         assert!(decode(&[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_err());
+    }
+
+    #[test]
+    fn a_stream_has_no_more_mounts_than_a_host() {
+        let with = |mounts: usize| {
+            let mount_paths = (0..mounts as u64).map(|mount| (mount, "".into())).collect();
+            let state = State::V2(StateV2 {
+                mount_paths,
+                ..StateV2::default()
+            });
+            let bytes = encode(&state).unwrap();
+            decode(&bytes).is_ok()
+        };
+        assert!(with(MAX_MOUNTS));
+        assert!(!with(MAX_MOUNTS + 1));
     }
 
     #[test]
