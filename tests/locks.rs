@@ -238,6 +238,30 @@ fn who_waits_holds_nobody_up() {
 }
 
 #[test]
+fn an_owner_that_is_refused_keeps_no_descriptor() {
+    let (mut session, node) = session(&[]);
+    let fh = open(&mut session.client, node);
+    let client = &mut session.client;
+    client.setlk(node, fh, &whole(1, EXCLUSIVE)).unwrap();
+    let before = session.daemon.open_fds();
+    for owner in 2..300 {
+        let refused = session.client.setlk(node, fh, &whole(owner, SHARED));
+        assert_eq!(refused, Err(libc::EAGAIN));
+    }
+    session.daemon.expect_open_fds(before);
+    // One of them that has a lock already keeps it.
+    let client = &mut session.client;
+    client.setlk(node, fh, &whole(1, UNLOCK)).unwrap();
+    client.setlk(node, fh, &lock(2, EXCLUSIVE, 0, 9)).unwrap();
+    client.setlk(node, fh, &lock(3, EXCLUSIVE, 10, 19)).unwrap();
+    let refused = client.setlk(node, fh, &lock(2, EXCLUSIVE, 10, 19));
+    assert_eq!(refused, Err(libc::EAGAIN));
+    let refused = client.setlk(node, fh, &lock(3, EXCLUSIVE, 0, 0));
+    assert_eq!(refused, Err(libc::EAGAIN));
+    session.finish();
+}
+
+#[test]
 fn locks_end_with_whatever_ends_their_owner() {
     let (mut session, node) = session(&[]);
     let client = &mut session.client;

@@ -107,6 +107,14 @@ impl Locks {
         true
     }
 
+    /// Forgets an owner that has no lock and is not about to get one: it was refused
+    /// the only one that it asked for, and keeps no descriptor.
+    fn drop_unused(&self, node: NodeId, owner: LockOwner) {
+        self.end(node, |other, held| {
+            other == owner && held.ranges.is_empty() && Arc::strong_count(&held.file) == 1
+        });
+    }
+
     /// Ends the locks of those of a file's owners that `ends` chooses.
     fn end(&self, node: NodeId, ends: impl Fn(LockOwner, &Held) -> bool) {
         if self.entries.load(Ordering::Relaxed) == 0 {
@@ -270,6 +278,21 @@ impl Passthrough {
     }
 
     fn change_record_lock(
+        &self,
+        node: NodeId,
+        handle: &Handle,
+        args: &LockArgs,
+        locking: Locking,
+        patience: Patience,
+    ) -> Waiting<()> {
+        let changed = self.try_record_lock(node, handle, args, locking, patience);
+        if let Err(Failure::Errno(_)) = changed {
+            self.locks.drop_unused(node, args.owner);
+        }
+        changed
+    }
+
+    fn try_record_lock(
         &self,
         node: NodeId,
         handle: &Handle,

@@ -1,7 +1,7 @@
 //! Requests that wait for a lock: which they are, how one is told to give up, and
 //! when they would wait for each other for ever.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -87,17 +87,19 @@ impl Locks {
     /// Whether somebody in the way waits, maybe by way of others, for the one who
     /// is about to wait.
     fn closes_a_circle(&self, waiters: &[Waiter], wish: &Wish) -> bool {
+        let mut wishes = HashMap::<LockOwner, Vec<&Wish>>::new();
+        for wish in waiters.iter().filter_map(|waiter| waiter.wish.as_ref()) {
+            wishes.entry(wish.owner).or_default().push(wish);
+        }
         let table = lock(&self.table);
-        let mut seen = HashSet::new();
-        let mut next: Vec<LockOwner> = table.holders(wish).collect();
-        while let Some(owner) = next.pop() {
-            if owner == wish.owner {
-                return true;
-            }
-            if seen.insert(owner) {
-                let wishes = waiters.iter().filter_map(|waiter| waiter.wish.as_ref());
-                let of_owner = wishes.filter(|wish| wish.owner == owner);
-                next.extend(of_owner.flat_map(|wish| table.holders(wish)));
+        // Of thousands of owners that hold a lock few wait, and each is looked at once.
+        let mut next: Vec<&Wish> = vec![wish];
+        while let Some(wanted) = next.pop() {
+            for owner in table.holders(wanted) {
+                if owner == wish.owner {
+                    return true;
+                }
+                next.extend(wishes.remove(&owner).unwrap_or_default());
             }
         }
         false
