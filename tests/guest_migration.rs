@@ -368,7 +368,12 @@ fn a_guest_at_work_moves_between_daemons_of_ours() {
     prepare();
     let work = Work::new(&["nameless"]);
     let binary = default_binary();
-    let args = ["--sandbox=namespace", "--modcaps=+dac_read_search"];
+    let args = [
+        "--sandbox=namespace",
+        "--modcaps=+dac_read_search",
+        // A removed file is among what the guest has open.
+        "--migration-mode=file-handles",
+    ];
     let start = || work.daemon(&binary, &args);
     let mut machine = Machine::start(start(), &work.job, false);
     work.go_on();
