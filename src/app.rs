@@ -97,13 +97,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
 
     // Without a sandbox this is the last that may wait for a remote file system
     // before signals are heard again, so they are not held back yet.
-    let handles_without_sandbox = match sandbox {
-        None => Some(uses_file_handles(
-            &mut settings.config,
-            &settings.shared_dir,
-        )?),
-        Some(_) => None,
-    };
+    let wanted = settings.config.inode_file_handles != InodeFileHandles::Never;
+    let tried = (sandbox.is_none() && wanted).then(|| try_file_handles(&settings.shared_dir));
     let mut manager = Manager::from_environment();
     let signals = Held::hold()?;
     let remove_on_exit = RemoveOnExit(OwnFiles::default());
@@ -138,10 +133,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             }
         },
     };
-    let has_handles = match handles_without_sandbox {
-        Some(has_handles) => has_handles,
-        None => uses_file_handles(&mut settings.config, &inside.root)?,
-    };
+    let try_handles = || tried.unwrap_or_else(|| try_file_handles(&inside.root));
+    let has_handles = uses_file_handles(&mut settings.config, try_handles)?;
     if has_handles {
         kept = kept.with_file_handles();
     }
@@ -211,11 +204,14 @@ fn check_shared_dir(path: &Path) -> anyhow::Result<()> {
 
 /// Whether inodes are going to be held by file handles: whether that is wanted
 /// and works for the shared directory.
-fn uses_file_handles(config: &mut Config, shared_dir: &Path) -> anyhow::Result<bool> {
+fn uses_file_handles(
+    config: &mut Config,
+    try_handles: impl FnOnce() -> Result<(), Errno>,
+) -> anyhow::Result<bool> {
     if config.inode_file_handles == InodeFileHandles::Never {
         return Ok(false);
     }
-    let Err(errno) = try_file_handles(shared_dir) else {
+    let Err(errno) = try_handles() else {
         return Ok(true);
     };
     if config.inode_file_handles == InodeFileHandles::Mandatory {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use crate::cli::{Options, Settings, SocketChoice};
-use crate::passthrough::{IdMaps, Passthrough};
+use crate::passthrough::{IdMaps, Passthrough, try_file_handles};
 use crate::process::capabilities::{self, Kept};
 use crate::process::limits;
 use crate::process::own_files::OwnFiles;
@@ -133,7 +133,7 @@ fn check_inside(
         return report.code();
     };
     let mut config = settings.config.clone();
-    let handles = super::uses_file_handles(&mut config, &inside.root);
+    let handles = super::uses_file_handles(&mut config, || try_file_handles(&inside.root));
     let kept = match report.step("file handles", handles) {
         Some(true) => kept.with_file_handles(),
         _ => kept,
