@@ -926,21 +926,33 @@ fn supplementary_groups_of_a_request_are_used_and_not_kept() {
     fs::set_permissions(session.path("team"), fs::Permissions::from_mode(0o2770)).unwrap();
     let c = &mut session.client;
     let team = c.walk("team").unwrap().nodeid;
-    let mkdir = |name: &str, groups: &[u32]| {
-        let body = Encoder::new().u32(0o755).u32(0).name(name);
-        Request::new(op::MKDIR, team, body).extensions(groups_extension(groups))
+    // A set-gid bit stays for who is in the directory's group.
+    let mknod = |name: &str, groups: &[u32]| {
+        let mode = libc::S_IFREG | 0o2775;
+        let body = Encoder::new().u32(mode).u32(0).u32(0).u32(0).name(name);
+        Request::new(op::MKNOD, team, body).extensions(groups_extension(groups))
     };
     as_user(c, 1000, 1000, |c| {
-        c.call(&mkdir("member", &[3000])).unwrap();
-        assert_eq!(c.call(&mkdir("stranger", &[4000])), Err(libc::EACCES));
-        c.call(&mkdir("again", &[3000])).unwrap();
-        assert_eq!(c.call(&mkdir("stranger", &[4000])), Err(libc::EACCES));
+        c.call(&mknod("member", &[3000])).unwrap();
+        c.call(&mknod("stranger", &[4000])).unwrap();
+        c.call(&mknod("again", &[3000])).unwrap();
+        c.call(&mknod("another", &[4000])).unwrap();
     });
     // A request of root with groups must not leave them to the next one.
-    c.call(&mkdir("root", &[3000])).unwrap();
+    c.call(&mknod("root", &[3000])).unwrap();
     as_user(c, 1000, 1000, |c| {
-        assert_eq!(c.call(&mkdir("stranger", &[4000])), Err(libc::EACCES));
+        c.call(&mknod("last", &[4000])).unwrap();
     });
+    for (name, expected) in [
+        ("member", 0o2775),
+        ("stranger", 0o775),
+        ("again", 0o2775),
+        ("another", 0o775),
+        ("root", 0o2775),
+        ("last", 0o775),
+    ] {
+        assert_eq!(session.perm(&format!("team/{name}")), expected, "{name}");
+    }
     session.finish();
 }
 
