@@ -398,6 +398,7 @@ fn a_name_is_one_component() {
             secret.to_str().unwrap(),
             "/proc/self/root",
             &"n".repeat(256),
+            &"n".repeat(1025),
         ];
         for name in names {
             let expected = if name.len() > 255 {

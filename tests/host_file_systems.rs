@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 use common::frontend::REQUEST;
 use common::fuse_client::{Client, Request, SetAttr};
-use common::host_fs::{Mounted, run as run_program};
+use common::host_fs::{HostFs, Mounted, run as run_program};
 use common::session::Session;
 use common::wait_until_old;
 use common::wire::{Encoder, Entry, FSYNC_FDATASYNC, ROOT, op};
@@ -959,5 +959,65 @@ fn syncfs_tells_of_an_error_that_somebody_else_has_heard_of_first() {
         assert!(session.client.syncfs(ROOT).is_err(), "{holding}");
         // Once is enough.
         session.client.syncfs(ROOT).unwrap();
+    }
+}
+
+/// Names of NTFS, which counts UTF-16 units: the last two have more than 255 bytes.
+fn names_of_any_length() -> [String; 5] {
+    let wide = |count| "\u{3042}".repeat(count);
+    ["a".into(), "n".repeat(255), wide(85), wide(86), wide(255)]
+}
+
+#[test]
+fn names_of_more_than_255_bytes_are_served() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("mounting a file system needs root: skips itself");
+    }
+    let host = HostFs::new("ntfs");
+    for args in [
+        &["--inode-file-handles=never", "--rlimit-nofile=760"][..],
+        &[],
+    ] {
+        let mut session = Session::over(host.share(), args);
+        let names = names_of_any_length();
+        for name in &names {
+            session.put(name, name);
+        }
+        let fd = session.client.opendir(ROOT).unwrap().fh;
+        for (size, plus) in [(4096, false), (4096, true), (65536, false), (65536, true)] {
+            let entries = session.client.read_whole_dir(ROOT, fd, size, plus).unwrap();
+            let mut seen: Vec<_> = entries
+                .iter()
+                .map(|entry| entry.name().to_owned())
+                .collect();
+            seen.retain(|name| !matches!(&**name, "." | ".."));
+            seen.sort();
+            let mut expected = names.to_vec();
+            expected.sort();
+            assert_eq!(seen, expected, "{args:?}, {size} bytes");
+        }
+        for name in &names {
+            let c = &mut session.client;
+            let found = c.lookup(ROOT, name).unwrap();
+            let open = c.open(found.nodeid, libc::O_RDWR).unwrap();
+            let read = c.read(found.nodeid, open.fh, 0, 4096).unwrap();
+            assert_eq!(read, name.as_bytes());
+            c.release(found.nodeid, open.fh).unwrap();
+            c.unlink(ROOT, name).unwrap();
+            let (made, open) = c.create(ROOT, name, libc::O_RDWR, 0o600).unwrap();
+            c.write(made.nodeid, open.fh, 0, b"made").unwrap();
+            c.release(made.nodeid, open.fh).unwrap();
+            let moved = format!("{}b", name.strip_suffix(['n', '\u{3042}']).unwrap_or(name));
+            c.rename((ROOT, name), (ROOT, &moved)).unwrap();
+            c.getattr(made.nodeid).unwrap();
+            c.forget(made.nodeid, 1);
+            assert_eq!(session.get(&moved), b"made");
+        }
+        // How long is too long is the host's to say, and nobody knows longer ones.
+        for name in ["\u{3042}".repeat(256), "n".repeat(1024), "n".repeat(1025)] {
+            let found = session.client.lookup(ROOT, &name).map(|entry| entry.nodeid);
+            assert_eq!(found, Err(libc::ENAMETOOLONG), "{} bytes", name.len());
+        }
+        session.finish();
     }
 }

@@ -818,6 +818,30 @@ fn a_file_handle_never_leads_out_of_the_share() {
 }
 
 #[test]
+fn names_of_more_than_255_bytes_move() {
+    if !is_root("names_of_more_than_255_bytes_move") {
+        return;
+    }
+    let host = HostFs::new("ntfs");
+    let share = host.share();
+    let [directory, file] = [86, 255].map(|count| "\u{3042}".repeat(count));
+    fs::create_dir(share.path().join(&directory)).unwrap();
+    fs::write(share.path().join(&directory).join(&file), "text").unwrap();
+    for holding in ["--inode-file-handles=never", "--inode-file-handles=prefer"] {
+        let start = || Daemon::start(share.path(), &[holding]);
+        let mut machine = Machine::boot(start());
+        let client = &mut machine.client;
+        let node = client.walk(&format!("{directory}/{file}")).unwrap().nodeid;
+        let open = client.open(node, libc::O_RDONLY).unwrap().fh;
+        let mut machine = machine.migrate(start());
+        let client = &mut machine.client;
+        assert_eq!(client.read(node, open, 0, 100).unwrap(), b"text");
+        client.getattr(node).unwrap();
+        machine.finish();
+    }
+}
+
+#[test]
 fn a_file_that_may_not_be_opened_again_does_not_keep_the_others_back() {
     if !is_root("a_file_that_may_not_be_opened_again_does_not_keep_the_others_back") {
         return;

@@ -22,7 +22,7 @@ pub enum Malformed {
     Short,
     /// A name that cannot be one of a directory entry.
     BadName,
-    /// A name of more than 255 bytes.
+    /// A name of more than [`NAME_MAX`](super::NAME_MAX) bytes.
     NameTooLong,
     /// An extension whose sizes contradict each other.
     BadExtension,

@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_is_packed_takes_what_was_promised() {
-        for len in 1..=255 {
+        for len in 1..=1024 {
             let name = vec![b'n'; len];
             let entry = DirEntry {
                 ino: 1,

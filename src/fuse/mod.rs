@@ -23,8 +23,10 @@ pub const MINOR_VERSION: u32 = 41;
 /// The oldest minor version that is served; older guests are refused at INIT.
 pub const OLDEST_MINOR_VERSION: u32 = 27;
 
-/// The longest name of a directory entry in bytes (`NAME_MAX`).
-pub const NAME_MAX: usize = 255;
+/// The longest name of a directory entry in bytes: `FUSE_NAME_MAX` of the guest's
+/// kernel, more than that of any file system. How much less the host's takes is its
+/// own to say: 255 bytes, or 255 UTF-16 units, which are up to 765 bytes.
+pub const NAME_MAX: usize = 1024;
 
 /// The longest target of a symbolic link in bytes, its NUL included (`PATH_MAX`).
 pub const PATH_MAX: usize = 4096;

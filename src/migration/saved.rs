@@ -397,7 +397,7 @@ mod tests {
         for name in ["", ".", "..", "a/b", "/", "a\0b"] {
             refused(&with(vec![inode(2, 1, path(1, name))]), "no name");
         }
-        let long: String = "n".repeat(256);
+        let long: String = "n".repeat(1025);
         let mut state = with(vec![]);
         state.v1.inodes.push(Inode {
             location: Location::Path {
@@ -406,7 +406,7 @@ mod tests {
             },
             ..inode(2, 1, Location::Invalid)
         });
-        refused(&state, "256 bytes");
+        refused(&state, "1025 bytes");
         for full in ["/etc", "../a", "a/../../b", "", ".", "./.", "a/b\0"] {
             let location = Location::FullPath {
                 filename: full.into(),

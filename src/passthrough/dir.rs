@@ -29,7 +29,7 @@ use crate::sys::locks::lock;
 const FETCH_BYTES: usize = 32 << 10;
 
 /// Bytes that are fetched at least, so that the longest name fits.
-const MIN_FETCH_BYTES: usize = 1 << 10;
+const MIN_FETCH_BYTES: usize = 2 << 10;
 
 /// Bytes that all streams together may keep fetched ahead; beyond that a stream
 /// goes back and fetches again, so that a guest cannot fill memory by leaving
@@ -45,7 +45,7 @@ pub(super) struct DirStream {
     /// The cookie at which the guest is expected to go on; `None` where the
     /// host's position is not known.
     expected: Option<u64>,
-    /// Entries from there on: number, cookie, type and name length, name.
+    /// Entries from there on: number, cookie, length of the name, type, name.
     ahead: Vec<u8>,
     /// How much of `ahead` was given out.
     given: usize,
@@ -75,7 +75,7 @@ impl Drop for DirStream {
 const WORTH_A_FETCH: usize = 64;
 
 /// Bytes in front of a name in `DirStream::ahead`.
-const AHEAD_FIXED: usize = 18;
+const AHEAD_FIXED: usize = 19;
 
 impl DirStream {
     /// The next entry that was fetched ahead, and the bytes that it takes.
@@ -86,8 +86,9 @@ impl DirStream {
             .split_at_checked(AHEAD_FIXED)?;
         let (ino, fixed) = fixed.split_first_chunk::<8>()?;
         let (next, fixed) = fixed.split_first_chunk::<8>()?;
-        let [kind, name_len] = fixed else { return None };
-        let name_len = usize::from(*name_len);
+        let (name_len, fixed) = fixed.split_first_chunk::<2>()?;
+        let [kind] = fixed else { return None };
+        let name_len = usize::from(u16::from_ne_bytes(*name_len));
         let name = std::ffi::CStr::from_bytes_with_nul(rest.get(..=name_len)?).ok()?;
         let entry = DirEntry {
             ino: u64::from_ne_bytes(*ino),
@@ -124,15 +125,14 @@ impl DirStream {
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes_with_nul();
-            // No file system has longer names.
-            if let Ok(name_len) = u8::try_from(name.len() - 1) {
-                self.ahead.extend_from_slice(&entry.ino().to_ne_bytes());
-                self.ahead
-                    .extend_from_slice(&entry.next_entry_cookie().to_ne_bytes());
-                self.ahead
-                    .extend_from_slice(&[kind_number(entry.file_type()), name_len]);
-                self.ahead.extend_from_slice(name);
-            }
+            // One call gives at most `FETCH_BYTES`.
+            let name_len = u16::try_from(name.len() - 1).map_err(|_| Errno::OVERFLOW)?;
+            self.ahead.extend_from_slice(&entry.ino().to_ne_bytes());
+            self.ahead
+                .extend_from_slice(&entry.next_entry_cookie().to_ne_bytes());
+            self.ahead.extend_from_slice(&name_len.to_ne_bytes());
+            self.ahead.push(kind_number(entry.file_type()));
+            self.ahead.extend_from_slice(name);
             // One call to the host only.
             if entries.is_buffer_empty() {
                 break;

@@ -41,8 +41,8 @@ impl FdName {
     }
 }
 
-/// The most bytes of a directory entry's name.
-const NAME_MAX: usize = 255;
+/// The most bytes of a directory entry's name, on any file system.
+const NAME_MAX: usize = 1024;
 
 /// A copy of the name of a directory entry.
 #[derive(Clone, Copy, Debug)]

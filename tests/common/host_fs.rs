@@ -78,6 +78,25 @@ impl HostFs {
                 run("bindfs", &[source.to_str().unwrap(), at.to_str().unwrap()]);
                 mounts.push(Mounted(at.clone()));
             }
+            "mergerfs" => {
+                let branches = ["one", "two"].map(|name| dir.path().join(name));
+                for branch in &branches {
+                    fs::create_dir(branch).unwrap();
+                }
+                fs::create_dir(&at).unwrap();
+                let branches = branches.map(|branch| branch.to_str().unwrap().to_owned());
+                run("mergerfs", &[&*branches.join(":"), at.to_str().unwrap()]);
+                mounts.push(Mounted(at.clone()));
+            }
+            "ntfs" => {
+                let image = dir.path().join("image");
+                File::create(&image).unwrap().set_len(64 << 20).unwrap();
+                let image = image.to_str().unwrap();
+                run("mkntfs", &["-q", "-F", image]);
+                fs::create_dir(&at).unwrap();
+                run("ntfs-3g", &[image, at.to_str().unwrap()]);
+                mounts.push(Mounted(at.clone()));
+            }
             _ => {
                 let image = dir.path().join("image");
                 File::create(&image).unwrap().set_len(512 << 20).unwrap();

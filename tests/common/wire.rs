@@ -504,7 +504,7 @@ pub fn dirents(mut bytes: &[u8], plus: bool) -> Vec<Dirent> {
         let mut d = Decoder(bytes);
         let entry = plus.then(|| Entry::decode(d.bytes(ENTRY_OUT)));
         let (ino, off, namelen, kind) = (d.u64(), d.u64(), d.u32() as usize, d.u32());
-        assert!((1..=255).contains(&namelen), "name of {namelen} bytes");
+        assert!((1..=1024).contains(&namelen), "name of {namelen} bytes");
         let name = d.bytes(namelen).to_vec();
         let padding = d.bytes(namelen.next_multiple_of(8) - namelen);
         assert!(

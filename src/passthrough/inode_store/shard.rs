@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::super::inode::{Held, Inode, InodeKey};
 use super::NewInode;
-use super::slot::{Bytes, HandleBytes, Slot, UNBORN, flag};
+use super::slot::{Bytes, HandleBytes, Shape, Slot, UNBORN, flag};
 use crate::id::NodeId;
 use crate::sys::file_handle::FileHandle;
 use crate::sys::shared_fd::SharedFd;
@@ -61,14 +61,14 @@ impl Shard {
     pub(super) fn handle(&self, slot: &Slot) -> Option<FileHandle> {
         let (kind, bytes) = self
             .bytes
-            .get(slot.bytes_at as usize, slot.handle_len)
+            .get(slot.bytes_at as usize, usize::from(slot.handle_len))
             .split_first()?;
         FileHandle::new(i32::from(*kind), bytes)
     }
 
     pub(super) fn name(&self, slot: &Slot) -> &[u8] {
         let at = slot.bytes_at as usize + usize::from(slot.handle_len);
-        self.bytes.get(at, slot.name_len)
+        self.bytes.get(at, slot.shape.name_len())
     }
 
     /// Whether it is known to be found there.
@@ -158,7 +158,7 @@ impl Shard {
             }
         }
         let slot = self.slots.swap_remove(index as usize);
-        self.bytes.dead += usize::from(slot.handle_len) + usize::from(slot.name_len);
+        self.bytes.dead += usize::from(slot.handle_len) + slot.shape.name_len();
         self.give_back(hasher);
         Some(slot)
     }
@@ -194,8 +194,9 @@ impl Shard {
         self.bytes.all.reserve_exact(live + live / 8);
         for slot in &mut self.slots {
             let at = slot.bytes_at as usize;
-            let handle = old.get(at, slot.handle_len);
-            let name = old.get(at + usize::from(slot.handle_len), slot.name_len);
+            let handle_len = usize::from(slot.handle_len);
+            let handle = old.get(at, handle_len);
+            let name = old.get(at + handle_len, slot.shape.name_len());
             // Less than before fits where all of it did.
             slot.bytes_at = self.bytes.add([handle, name, b""]).unwrap_or_default();
         }
@@ -222,14 +223,14 @@ impl Shard {
         handle: Option<&FileHandle>,
         name: &[u8],
     ) -> Option<()> {
-        let name_len = u8::try_from(name.len()).ok()?;
+        let slot = self.slots.get_mut(index as usize)?;
+        let shape = Shape::new(slot.shape.kind(), name.len())?;
         let handle = HandleBytes::of(handle);
         let at = self.bytes.add([handle.kind, handle.rest, name])?;
-        let slot = self.slots.get_mut(index as usize)?;
-        self.bytes.dead += usize::from(slot.handle_len) + usize::from(slot.name_len);
+        self.bytes.dead += usize::from(slot.handle_len) + slot.shape.name_len();
         slot.bytes_at = at;
         slot.handle_len = handle.len();
-        slot.name_len = name_len;
+        slot.shape = shape;
         self.compact_bytes();
         Some(())
     }
@@ -245,7 +246,7 @@ impl Shard {
     ) -> Result<(), Errno> {
         let handle = HandleBytes::of(new.handle.as_ref());
         let name = place.map_or(b"".as_slice(), |(_, name)| name.to_bytes());
-        let name_len = u8::try_from(name.len()).map_err(|_| Errno::NAMETOOLONG)?;
+        let shape = Shape::new(new.identity.kind, name.len()).ok_or(Errno::NAMETOOLONG)?;
         let slot = Slot {
             id: id.0,
             ino: new.identity.key.ino,
@@ -260,9 +261,8 @@ impl Shard {
             children: AtomicU32::new(0),
             path: None,
             handle_len: handle.len(),
-            name_len,
-            kind: (new.identity.kind.as_raw_mode() >> 12) as u8,
             flags: AtomicU8::new(if new.settled { flag::SETTLED } else { 0 }),
+            shape,
         };
         self.push(hasher, hash, slot)
     }

@@ -49,10 +49,34 @@ pub(super) struct Slot {
     pub(super) path: Option<SharedFd>,
     /// The bytes of the handle, with one in front for its kind; 0 for none.
     pub(super) handle_len: u8,
-    pub(super) name_len: u8,
-    /// The file type's bits of the mode, shifted down.
-    pub(super) kind: u8,
     pub(super) flags: AtomicU8,
+    pub(super) shape: Shape,
+}
+
+/// The type of a file and the length of its name, in two bytes: the bits of the
+/// type as in a mode, and the length in the twelve below.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape(u16);
+
+impl Shape {
+    /// The bits of a mode that are not its type.
+    const LEN: u16 = 0o7777;
+
+    /// `None` where the name is longer than any.
+    pub(super) fn new(kind: FileType, name_len: usize) -> Option<Self> {
+        let name_len = u16::try_from(name_len)
+            .ok()
+            .filter(|len| *len <= Self::LEN)?;
+        Some(Self(kind.as_raw_mode() as u16 & !Self::LEN | name_len))
+    }
+
+    pub(super) fn kind(self) -> FileType {
+        FileType::from_raw_mode(u32::from(self.0 & !Self::LEN))
+    }
+
+    pub(super) fn name_len(self) -> usize {
+        usize::from(self.0 & Self::LEN)
+    }
 }
 
 impl Slot {
@@ -83,7 +107,7 @@ impl Slot {
         let born = self.born.load(Ordering::Relaxed);
         Identity {
             key: self.key(),
-            kind: FileType::from_raw_mode(u32::from(self.kind) << 12),
+            kind: self.shape.kind(),
             born: (born != UNBORN).then_some(born),
         }
     }
@@ -120,8 +144,8 @@ impl Bytes {
         Some(at)
     }
 
-    pub(super) fn get(&self, at: usize, len: u8) -> &[u8] {
-        self.all.get(at..at + usize::from(len)).unwrap_or_default()
+    pub(super) fn get(&self, at: usize, len: usize) -> &[u8] {
+        self.all.get(at..at + len).unwrap_or_default()
     }
 }
 
