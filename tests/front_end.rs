@@ -573,6 +573,16 @@ fn what_comes_before_its_time_is_refused_or_harmless() {
 }
 
 #[test]
+fn a_message_with_more_descriptors_than_there_may_be_is_refused() {
+    let files = (0..40).map(|_| null()).collect();
+    let outcome = check(
+        "40 descriptors",
+        &message(SET_VRING_KICK, &longs(&[1])).files(files),
+    );
+    assert_eq!(outcome, ENDED);
+}
+
+#[test]
 fn a_kick_without_a_ring_harms_nobody() {
     let mut raw = Raw::negotiated();
     let kick = event();

@@ -900,6 +900,33 @@ fn a_state_is_loaded_only_while_all_queues_are_stopped() {
     machine.daemon.expect_log("loads a state while queue");
     let left = machine.client.getattr(made.nodeid).unwrap();
     assert_eq!(left.attr.ino, made.attr.ino, "the session goes on");
+    drop(machine);
+
+    // One that was started and never had a request is running as well.
+    let daemon = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+    let _queue = vmm.start_queue(REQUEST);
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let answer = vmm
+        .vhost
+        .set_device_state_fd(Direction::LOAD, phase, reader.into());
+    assert!(answer.is_err());
+}
+
+#[test]
+fn no_session_begins_while_a_state_is_loaded() {
+    let share = share();
+    let daemon = Daemon::start(share.path(), &[]);
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+    let (reader, writer) = std::io::pipe().unwrap();
+    vmm.start_transfer(Direction::LOAD, reader.into());
+    let mut client = Client::new(vmm.start_queue(REQUEST));
+    assert_eq!(client.init_with(7, 39, 0).err(), Some(libc::EIO));
+    assert_eq!(client.getattr(ROOT).err(), Some(libc::EIO));
+    drop(writer);
+    assert!(vmm.vhost.check_device_state().is_err(), "it was empty");
+    client.init();
+    client.getattr(ROOT).unwrap();
 }
 
 #[test]

@@ -11,15 +11,17 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use tempfile::TempDir;
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use common::daemon::{Daemon, default_binary};
@@ -30,7 +32,7 @@ use common::frontend::{
 use common::fuse_client::{Client, Request, Split, read_in};
 use common::session::Session;
 use common::wire::{Encoder, ROOT, op};
-use common::{PATIENCE, wait_event};
+use common::{PATIENCE, as_event, wait_event};
 
 /// A third region, for plugging memory in and out.
 const PLUGGED: u64 = 0x2_0000_0000;
@@ -503,6 +505,94 @@ fn a_queue_outlives_being_stopped_and_started_amid_kicks() {
     session.finish();
 }
 
+/// Descriptors that no kick can be read from.
+fn unreadable() -> Vec<(&'static str, fs::File)> {
+    let (closed, _) = std::io::pipe().unwrap();
+    let memory: fs::File = memfd_create("kick", MemfdFlags::CLOEXEC).unwrap().into();
+    vec![
+        (
+            "a closed pipe",
+            fs::File::from(std::os::fd::OwnedFd::from(closed)),
+        ),
+        ("a regular file", memory),
+        ("a directory", fs::File::open("/").unwrap()),
+        ("/dev/null", fs::File::open("/dev/null").unwrap()),
+    ]
+}
+
+#[test]
+fn a_kick_that_cannot_be_read_stops_its_queue_only_until_there_is_another() {
+    for (what, kick) in unreadable() {
+        let mut session = Session::new(&["--num-request-queues=2"]);
+        let mut victim = Client::new(session.vmm.start_queue(2));
+        victim.getattr(ROOT).unwrap();
+        let error = EventFd::new(EFD_NONBLOCK).unwrap();
+        session.vmm.vhost.set_vring_err(2, &error).unwrap();
+        let kick = as_event(kick);
+        session.vmm.vhost.set_vring_kick(2, &kick).unwrap();
+        // The old one is kicked: it is no longer listened to.
+        victim.queue.kick();
+        assert!(wait_event(&error, PATIENCE));
+        session
+            .daemon
+            .expect_log("queue 2 hears of no more requests");
+        session.client.getattr(ROOT).unwrap();
+        let before = session.daemon.cpu_time_ns();
+        for _ in 0..100 {
+            session.client.getattr(ROOT).unwrap();
+        }
+        let spent = session.daemon.cpu_time_ns() - before;
+        assert!(spent < 100_000_000, "{what}: {spent} ns for 100 requests");
+        // A good one mends it, with what was asked for meanwhile.
+        victim.start(&getattr_root());
+        victim.submit();
+        victim.queue.kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        session
+            .vmm
+            .vhost
+            .set_vring_kick(2, &victim.queue.kick)
+            .unwrap();
+        victim.finish().1.unwrap();
+        victim.getattr(ROOT).unwrap();
+        let base = session.vmm.stop_queue(&victim.queue);
+        session.vmm.resume_queue(&victim.queue, base);
+        victim.getattr(ROOT).unwrap();
+        assert_eq!(session.daemon.log_count("hears of no more"), 1, "{what}");
+        session.finish();
+    }
+}
+
+#[test]
+fn a_queue_has_as_many_entries_as_a_ring_can_have() {
+    for queue_size in [1, 2, 2048, 32768] {
+        let config = Config {
+            queue_size,
+            ..Config::default()
+        };
+        let mut session = Session::with_config(&[], &config);
+        exercise(&mut session.client, "f");
+        session.finish();
+    }
+    for entries in [3, 1023] {
+        let session = Session::new(&["--num-request-queues=2"]);
+        let vhost = session.vmm.vhost.clone();
+        vhost.set_vring_num(2, entries).unwrap();
+        session
+            .daemon
+            .expect_log(&format!("a queue of {entries} entries"));
+        let ring = vhost::VringConfigData {
+            queue_max_size: 1024,
+            queue_size: 1024,
+            flags: 0,
+            desc_table_addr: common::memory::VMM_BASE,
+            used_ring_addr: common::memory::VMM_BASE + 0x10000,
+            avail_ring_addr: common::memory::VMM_BASE + 0x20000,
+            log_addr: None,
+        };
+        assert!(vhost.set_vring_addr(2, &ring).is_err(), "{entries}");
+    }
+}
+
 // ---- several queues
 
 #[test]
@@ -664,6 +754,24 @@ fn memory_is_added_and_removed_while_running() {
 }
 
 #[test]
+fn more_regions_than_are_offered_are_refused() {
+    const OFFERED: u64 = 509;
+    let mut session = Session::new(&[]);
+    let held = session.vmm.memory.regions().len() as u64;
+    for number in held..OFFERED {
+        session.vmm.hot_add(PLUGGED + number * 4096, 4096);
+    }
+    session.client.region = Some(PLUGGED + (OFFERED - 1) * 4096);
+    session.client.getattr(ROOT).unwrap();
+    let one_more = session.vmm.memory.add(PLUGGED + OFFERED * 4096, 4096);
+    assert!(session.vmm.vhost.add_mem_region(&one_more.info()).is_err());
+    assert_eq!(session.daemon.wait().code(), Some(1));
+    session
+        .daemon
+        .expect_log("sends more than 509 regions of memory");
+}
+
+#[test]
 fn no_core_dump_has_memory_of_the_guest() {
     if !rustix::process::geteuid().is_root() {
         return println!("looking at the daemon's memory takes root: skips itself");
@@ -788,6 +896,110 @@ fn every_page_that_was_written_is_in_the_dirty_log() {
         assert!(log.pages().len() >= 2, "the reply and the used ring");
         session.finish();
     }
+}
+
+/// Has replies written to memory that is new, whose pages then have to be in the log.
+fn assert_logged(session: &mut Session, log: &DirtyLog) {
+    let client = &mut session.client;
+    log.clear();
+    client.region = Some(PLUGGED);
+    client.getattr(ROOT).unwrap();
+    client.region = None;
+    let pages = log.pages();
+    let plugged = (PLUGGED / 4096)..((PLUGGED + (1 << 20)) / 4096);
+    assert!(
+        pages.iter().any(|page| plugged.contains(page)),
+        "{pages:x?}"
+    );
+    assert!(pages.contains(&(client.queue.used / 4096)), "{pages:x?}");
+}
+
+#[test]
+fn memory_that_comes_while_the_log_is_on_is_in_the_log() {
+    for args in [&[][..], &["--thread-pool-size", "2"]] {
+        let mut session = Session::with_config(args, &Config::default().with(F_LOG_ALL));
+        let log = DirtyLog::start(&session.vmm, PLUGGED + (16 << 20));
+        session.vmm.hot_add(PLUGGED, 1 << 20);
+        assert_logged(&mut session, &log);
+        session.vmm.hot_remove(PLUGGED);
+        session.vmm.memory.add(PLUGGED, 1 << 20);
+        session.vmm.set_mem_table();
+        assert_logged(&mut session, &log);
+        // The same memory once more: all of it is new to the daemon.
+        session.vmm.set_mem_table();
+        assert_logged(&mut session, &log);
+        session.finish();
+    }
+}
+
+#[test]
+fn memory_that_the_log_has_no_room_for_is_refused() {
+    let mut session = Session::with_config(&[], &Config::default().with(F_LOG_ALL));
+    let _log = DirtyLog::start(&session.vmm, HIGH_MEMORY + (16 << 20));
+    let region = session.vmm.memory.add(PLUGGED, 1 << 20);
+    assert!(session.vmm.vhost.add_mem_region(&region.info()).is_err());
+    assert_eq!(session.daemon.wait().code(), Some(1));
+}
+
+/// Huge pages that are used up, a full tmpfs, a file that somebody truncates.
+#[test]
+fn memory_that_goes_away_ends_the_session_and_not_the_daemon() {
+    let args = ["--keep-listening", "--num-request-queues=2"];
+    let mut session = Session::with_config(&args, &Config::default().with(F_LOG_ALL));
+    let error = EventFd::new(EFD_NONBLOCK).unwrap();
+    session.vmm.vhost.set_vring_err(1, &error).unwrap();
+    session.vmm.hot_add(PLUGGED, 1 << 20);
+    session.client.region = Some(PLUGGED);
+    session.client.getattr(ROOT).unwrap();
+    session.client.start(&getattr_root());
+    session.vmm.memory.region_of(PLUGGED, 1).truncate(0);
+    session.client.submit();
+    assert!(wait_event(&error, PATIENCE));
+    session
+        .daemon
+        .expect_log("queue 1 is stopped until the guest resets the device: the guest's memory");
+    let Session {
+        client,
+        vmm,
+        daemon,
+        hiprio,
+        ..
+    } = session;
+    drop((client, vmm, hiprio));
+    daemon.expect_log("Client disconnected");
+
+    // The next one has memory of its own, and this time loses the log.
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default().with(F_LOG_ALL));
+    let mut client = Client::new(vmm.start_queue(1));
+    client.init();
+    let log = DirtyLog::start(&vmm, HIGH_MEMORY + (16 << 20));
+    client.getattr(ROOT).unwrap();
+    log.truncate();
+    client.start(&getattr_root());
+    client.submit();
+    daemon.expect_log_count("is stopped until the guest resets the device", 2);
+    drop((client, vmm));
+    daemon.expect_log_count("Client disconnected", 2);
+
+    let mut vmm = Vmm::connect(daemon.socket(), &Config::default());
+    let mut client = Client::new(vmm.start_queue(1));
+    client.init();
+    client.getattr(ROOT).unwrap();
+}
+
+#[test]
+fn a_log_that_is_larger_than_its_file_is_refused() {
+    let session = Session::new(&[]);
+    let file: fs::File = memfd_create("dirty-log", MemfdFlags::CLOEXEC)
+        .unwrap()
+        .into();
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: 1 << 20,
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    };
+    assert!(session.vmm.vhost.set_log_base(0, Some(region)).is_err());
+    session.daemon.expect_log("larger than its file");
 }
 
 /// A page with request bytes or ring parts that only the driver writes. These

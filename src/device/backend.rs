@@ -6,7 +6,7 @@ use std::io;
 use std::iter::repeat_n;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,7 +16,6 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
 };
-use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
@@ -33,10 +32,10 @@ use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
 use super::queue::{Common, Queue, WORKSPACE, Workspace};
 use super::standby::{Lent, Standbys};
 use super::state::StateTransfer;
-use super::vring::Vring;
+use super::vring::{Events, Vring};
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
 use crate::fs::{FileSystem, Migrate, Patience, Wait};
-use crate::guest::{GuestMemory, keep_out_of_dumps};
+use crate::guest::{Admission, GuestMemory, RegionLog, forget_writes, misses_a_write};
 use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
 use crate::sys;
@@ -101,6 +100,8 @@ pub struct Device<F: FileSystem> {
     exit_events: Mutex<Vec<RawFd>>,
     migrate: Arc<dyn Migrate>,
     transfer: StateTransfer,
+    /// Of the front end's memory maps.
+    admission: Admission,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
 }
@@ -212,6 +213,7 @@ impl<F: FileSystem> Device<F> {
             exit_events: Mutex::default(),
             migrate,
             transfer: StateTransfer::default(),
+            admission: Admission::default(),
             thread_directory: thread_directory
                 .try_clone()
                 .context("cannot copy a descriptor")?,
@@ -229,8 +231,19 @@ impl<F: FileSystem> Device<F> {
         }
     }
 
-    /// Names the library's threads.
-    pub(super) fn set_threads(&self, threads: &[Arc<VringEpollHandler<Arc<Self>>>]) {
+    /// Names the library's threads and its vrings.
+    pub(super) fn set_threads(
+        &self,
+        threads: &[Arc<VringEpollHandler<Arc<Self>>>],
+        vrings: Vec<Vring>,
+    ) {
+        for (index, ((queue, vring), events)) in
+            self.queues.iter().zip(vrings).zip(threads).enumerate()
+        {
+            let events: Weak<dyn Events> = Arc::<VringEpollHandler<Arc<Self>>>::downgrade(events);
+            vring.set_place(index, events, self.kicked());
+            queue.set_vring(vring);
+        }
         self.standbys
             .set(threads.get(self.queues.len()..).unwrap_or_default());
     }
@@ -243,13 +256,18 @@ impl<F: FileSystem> Device<F> {
         }
     }
 
+    /// The number of the event that a thread hears of when there is a kick that the
+    /// library does not read.
+    fn kicked(&self) -> u64 {
+        // The numbers up to that of the queues are the library's.
+        self.queues.len() as u64 + 1
+    }
+
     /// Has the standby of a queue listen to its kicks.
     fn lend(&self, index: usize, vring: &Vring) -> Option<Lent<Arc<Self>>> {
         // Queue 0 has none.
         let standby = index.checked_sub(1)?;
-        // The numbers up to that of the queues are the library's.
-        let event = self.queues.len() as u64 + 1;
-        self.standbys.lend(standby, vring, event)
+        self.standbys.lend(standby, vring, self.kicked())
     }
 
     /// Serves what is available in one queue, on its own thread.
@@ -291,6 +309,21 @@ impl<F: FileSystem> Device<F> {
         queue.drain(|| self.common.server.interrupt_waits());
         queue.mend();
     }
+}
+
+/// A session is being taken over, until this is dropped.
+struct Loading<F: FileSystem>(Arc<Server<F>>);
+
+impl<F: FileSystem> Drop for Loading<F> {
+    fn drop(&mut self) {
+        self.0.end_load();
+    }
+}
+
+/// What the front end may not do, said to the operator.
+fn refused(text: &str) -> io::Error {
+    log::error!("{text}");
+    io::Error::other(text)
 }
 
 /// Has a chain that was counted served by a thread that may wait so.
@@ -378,7 +411,7 @@ impl<F: FileSystem> Gauges for Device<F> {
 }
 
 impl<F: FileSystem> VhostUserBackend for Device<F> {
-    type Bitmap = BitmapMmapRegion;
+    type Bitmap = RegionLog;
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
@@ -402,7 +435,10 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
         let was_logging = self.common.logging.swap(logging, Ordering::AcqRel);
         match (was_logging, logging) {
             (false, true) => self.migrate.prepare(),
-            (true, false) => self.migrate.cancel(),
+            (true, false) => {
+                forget_writes(&self.common.memory.memory());
+                self.migrate.cancel();
+            }
             _ => {}
         }
     }
@@ -443,7 +479,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemory>) -> io::Result<()> {
         // The library swaps the map inside the object that we hold as well.
-        keep_out_of_dumps(&memory.memory())
+        self.admission.admit(&memory.memory())
     }
 
     fn set_backend_req_fd(&self, backend: Backend) {
@@ -471,7 +507,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn handle_event(
         &self,
-        _event: u16,
+        event: u16,
         _events: EventSet,
         vrings: &[Vring],
         thread: usize,
@@ -480,7 +516,11 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
         settle(&self.thread_directory);
         match (thread.checked_sub(self.queues.len()), vrings.first()) {
             (Some(standby), _) => self.serve_lent(standby),
-            (None, Some(vring)) => self.serve_own(thread, vring),
+            (None, Some(vring)) => {
+                if u64::from(event) != self.kicked() || matches!(vring.read_kick(), Ok(true)) {
+                    self.serve_own(thread, vring);
+                }
+            }
             (None, None) => {}
         }
         Ok(())
@@ -496,20 +536,27 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
         let migrate = Arc::clone(&self.migrate);
         match direction {
             VhostTransferStateDirection::SAVE => {
+                let logging = self.common.logging.load(Ordering::Acquire);
+                if logging && misses_a_write(&self.common.memory.memory()) {
+                    return Err(refused(
+                        "the guest's memory was written to where the front end's dirty log is \
+                         not; start the migration again",
+                    ));
+                }
                 self.transfer.save(file, move |stop| migrate.save(stop))?;
             }
             VhostTransferStateDirection::LOAD => {
                 if let Some(queue) = self.queues.iter().position(|queue| queue.is_started()) {
-                    let text = format!(
+                    return Err(refused(&format!(
                         "the front end loads a state while queue {queue} is running; it has to \
                          stop all of them first"
-                    );
-                    log::error!("{text}");
-                    return Err(io::Error::other(text));
+                    )));
                 }
                 let server = Arc::clone(&self.common.server);
+                server.begin_load();
+                let loading = Loading(Arc::clone(&server));
                 self.transfer.load(file, move |state, stop| {
-                    server.end_session();
+                    let _loading = loading;
                     server.resume_session(migrate.load(state, stop)?);
                     Ok(())
                 })?;

@@ -11,9 +11,10 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 
 use super::backend::{PoolMaker, Serving};
+use super::vring::Vring;
 use super::{Device, DeviceOptions};
 use crate::fs::{FileSystem, Migrate};
-use crate::guest::GuestMemory;
+use crate::guest::{GuestMemory, survive_lost_memory};
 use crate::metrics::{Gauges, Watch};
 use crate::server::Server;
 
@@ -40,6 +41,7 @@ pub fn serve(
     thread_directory: OwnedFd,
     is_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
+    survive_lost_memory()?;
     let counted = options.watch.count.then(|| Arc::clone(&options.metrics));
     let watch = Watch::new(counted, options.watch.slow);
     let server = Arc::new(Server::new(file_system, options.access, watch));
@@ -64,7 +66,7 @@ pub fn serve(
         options.metrics.ask(as_source(&device));
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
             .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
-        device.set_threads(&daemon.get_epoll_handlers());
+        device.set_threads(&daemon.get_epoll_handlers(), Vring::take_made());
         log::info!(target: MILESTONE, "Waiting for vhost-user socket connection...");
         if let Some(is_ready) = is_ready.take() {
             is_ready();

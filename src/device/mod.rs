@@ -27,8 +27,8 @@ use crate::sys;
 /// limit of 64 bits for queue masks there is room for no more.
 pub const MAX_REQUEST_QUEUES: usize = 62;
 
-/// The largest size of a queue that is offered.
-pub const MAX_QUEUE_SIZE: usize = 1024;
+/// The largest size of a queue: that of virtio (1.2, 2.7).
+pub const MAX_QUEUE_SIZE: usize = 32768;
 
 /// The most threads that wait for disks in the place of the queues' own threads, and
 /// as many that wait for servers: one that is gone must not take the disks along. What

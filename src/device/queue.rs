@@ -22,7 +22,7 @@ use super::vring::Vring;
 use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::buffers::{Readable, Spans, Writable};
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
-use crate::guest::{GuestMemory, Memory};
+use crate::guest::{GuestMemory, Memory, memory_is_lost};
 use crate::server::{MustWait, Scratch, Server};
 use crate::sys::locks::{lock, try_lock, wait_for};
 
@@ -81,7 +81,7 @@ pub(super) struct Queue {
     stopping: AtomicBool,
     /// Requests that are served beside the queue or will be.
     elsewhere: Mutex<Elsewhere>,
-    /// Where its indexes are, since it was first served.
+    /// Where its indexes are.
     vring: OnceLock<Vring>,
     /// Kicks for which there was nothing since it was started.
     idle_kicks: AtomicU8,
@@ -135,16 +135,20 @@ impl Queue {
         }
     }
 
-    /// Its vring, once it was served.
+    /// Says where its indexes are.
+    pub(super) fn set_vring(&self, vring: Vring) {
+        // There is none but this.
+        let _ = self.vring.set(vring);
+    }
+
+    /// Its vring, once the library has made it.
     pub(super) fn vring(&self) -> Option<&Vring> {
         self.vring.get()
     }
 
-    /// Whether the front end has started it, and not stopped it since. One that was
-    /// never served has not been started to any effect.
+    /// Whether the front end has started it, and not stopped it since.
     pub(super) fn is_started(&self) -> bool {
-        let vring = self.vring.get();
-        vring.is_some_and(|vring| vring.get_ref().get_queue().ready())
+        self.vring.get().is_some_and(Vring::is_started)
     }
 
     /// Requests that were taken and not handed back yet.
@@ -463,8 +467,15 @@ impl Queue {
         when_empty: WhenEmpty,
     ) -> Option<Taken> {
         heads.clear();
-        self.vring.get_or_init(|| vring.clone());
         if self.broken.load(Ordering::Acquire) {
+            return None;
+        }
+        if vring.has_bad_size() {
+            self.give_up(vring, RingError::Size);
+            return None;
+        }
+        if memory_is_lost() {
+            self.give_up(vring, RingError::MemoryIsLost);
             return None;
         }
         let mut state = vring.get_mut();

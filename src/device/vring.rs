@@ -1,21 +1,31 @@
-//! The vring as the library keeps it, but for three things: a kick that is not
-//! there is no error, the event by which the front end is to hear of a broken ring
-//! can be signalled, and a new call event is signalled at once.
+//! The vring as the library keeps it, but for a few things: a kick that is not
+//! there is no error, nor is one that cannot be read; a kick that takes the place of
+//! another one is listened to; the event by which the front end is to hear of a broken
+//! ring can be signalled; a new call event is signalled at once; and a size that no
+//! ring can have is refused.
 //!
 //! The library's thread waits for kicks and then reads the one that came. When
 //! the front end has stopped the queue and started it again in between, the kick
 //! is another one, and nothing is in it yet. To the library that is an error, and
 //! its thread ends without a word: the queue would never be served again.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use vhost_user_backend::{
+    VhostUserBackend, VringEpollHandler, VringMutex, VringState, VringStateGuard,
+    VringStateMutGuard, VringT,
+};
 use virtio_queue::{Error as QueueError, QueueT};
 use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::epoll::EventSet;
 
+use super::MAX_QUEUE_SIZE;
 use crate::guest::GuestMemory;
 use crate::sys::locks::lock;
 
@@ -25,15 +35,118 @@ type Map = GuestMemoryAtomic<GuestMemory>;
 #[derive(Clone)]
 pub struct Vring {
     library: VringMutex<Map>,
+    own: Arc<Own>,
+}
+
+/// What is kept beside the library's part.
+#[derive(Default)]
+struct Own {
     /// Signalled when the guest has broken the ring; the library would keep it where
     /// nobody gets at it.
-    error_event: Arc<Mutex<Option<File>>>,
+    error_event: Mutex<Option<File>>,
+    /// Set while there is no kick that can be heard.
+    is_deaf: AtomicBool,
+    /// Set while the front end has asked for a size that no ring can have.
+    has_bad_size: AtomicBool,
+    place: OnceLock<Place>,
+}
+
+/// Which queue it is, and whose thread serves it.
+struct Place {
+    index: usize,
+    events: Weak<dyn Events>,
+    /// What that thread hears of a kick that the library does not listen to.
+    kicked: u64,
+}
+
+/// What a thread of the library waits with.
+pub(super) trait Events: Send + Sync {
+    /// Has it wait for a kick too, as event number `event`.
+    fn add(&self, kick: RawFd, event: u64) -> io::Result<()>;
+
+    /// Has it wait for a kick no more, whoever had it do so.
+    fn remove(&self, kick: RawFd, event: u64);
+}
+
+impl<T: VhostUserBackend> Events for VringEpollHandler<T>
+where
+    Self: Send + Sync,
+{
+    fn add(&self, kick: RawFd, event: u64) -> io::Result<()> {
+        self.register_listener(kick, EventSet::IN, event)
+    }
+
+    fn remove(&self, kick: RawFd, event: u64) {
+        let _ = self.unregister_listener(kick, EventSet::IN, event);
+    }
+}
+
+thread_local! {
+    /// The vrings that this thread has made and nobody has asked for.
+    static MADE: RefCell<Vec<Vring>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Vring {
+    /// The vrings that this thread has made since the last time, in the order of
+    /// their queues: the library makes them, and gives none out.
+    pub(super) fn take_made() -> Vec<Self> {
+        MADE.take()
+    }
+
+    /// Says which queue it is and what its thread waits with, which hears event
+    /// number `kicked` when there is a kick that it has to read itself.
+    pub(super) fn set_place(&self, index: usize, events: Weak<dyn Events>, kicked: u64) {
+        let place = Place {
+            index,
+            events,
+            kicked,
+        };
+        // There is none but this.
+        let _ = self.own.place.set(place);
+    }
+
+    /// Whether the front end has started it and not stopped it since.
+    pub(super) fn is_started(&self) -> bool {
+        self.library.get_ref().get_queue().ready()
+    }
+
+    /// Whether the front end has asked for a size that no ring can have.
+    pub(super) fn has_bad_size(&self) -> bool {
+        self.own.has_bad_size.load(Ordering::Relaxed)
+    }
+
+    /// Has the queue's thread wait for the kick, or not.
+    fn listen(&self, state: &VringState<Map>, is_wanted: bool) -> io::Result<()> {
+        if let Some(kick) = state.get_kick().as_ref().map(AsRawFd::as_raw_fd)
+            && let Some(place) = self.own.place.get()
+            && let Some(events) = place.events.upgrade()
+        {
+            if is_wanted {
+                return events.add(kick, place.kicked);
+            }
+            events.remove(kick, place.kicked);
+        }
+        Ok(())
+    }
+
+    /// The queue's thread cannot hear the kick: it stops to listen, which would keep
+    /// it busy, and says so.
+    fn be_deaf(&self, why: &io::Error) {
+        let _ = self.listen(&self.library.get_ref(), false);
+        if self.own.is_deaf.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.signal_error();
+        let index = self.own.place.get().map_or(0, |place| place.index);
+        log::error!(
+            "queue {index} hears of no more requests: its kick event cannot be read ({why}); \
+             the front end has to send one that can"
+        );
+    }
+
     /// Tells the front end that the ring is broken, if it wants to know.
     pub(super) fn signal_error(&self) {
-        if let Some(mut event) = lock(&self.error_event).as_ref() {
+        if let Some(mut event) = lock(&self.own.error_event).as_ref() {
             // Where the counter is full the front end has yet to hear of the last one.
             let _ = event.write(&1u64.to_ne_bytes());
         }
@@ -61,15 +174,36 @@ impl<'a> VringStateMutGuard<'a, Map> for Vring {
 
 impl VringT<Map> for Vring {
     fn new(memory: Map, max_queue_size: u16) -> Result<Self, QueueError> {
-        Ok(Self {
+        let vring = Self {
             library: VringMutex::new(memory, max_queue_size)?,
-            error_event: Arc::default(),
-        })
+            own: Arc::default(),
+        };
+        MADE.with_borrow_mut(|made| made.push(vring.clone()));
+        Ok(vring)
     }
 
+    /// The library listens to the kick of a ring that starts, and to no other one. One
+    /// that takes its place while the ring runs would not be heard, and the one before,
+    /// which the front end may keep, would keep the thread busy.
     fn set_kick(&self, file: Option<File>) {
         never_wait(file.as_ref());
+        let again = file.as_ref().and_then(|file| file.try_clone().ok());
+        let _ = self.listen(&self.library.get_ref(), false);
         self.library.set_kick(file);
+        self.own.is_deaf.store(false, Ordering::Relaxed);
+        let state = self.library.get_ref();
+        if !state.get_queue().ready() || !state.is_enabled() {
+            return;
+        }
+        let listening = self.listen(&state, true);
+        drop(state);
+        match listening {
+            // What the guest has kicked for by the one before is looked for.
+            Ok(()) => {
+                let _ = again.map(|mut kick| kick.write(&1u64.to_ne_bytes()));
+            }
+            Err(error) => self.be_deaf(&error),
+        }
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -78,13 +212,17 @@ impl VringT<Map> for Vring {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Ok(self.library.get_ref().is_enabled())
             }
+            Err(error) => {
+                self.be_deaf(&error);
+                Ok(false)
+            }
             result => result,
         }
     }
 
     fn set_err(&self, file: Option<File>) {
         never_wait(file.as_ref());
-        *lock(&self.error_event) = file;
+        *lock(&self.own.error_event) = file;
     }
 
     // Everything else is the library's.
@@ -127,6 +265,9 @@ impl VringT<Map> for Vring {
         available: u64,
         used: u64,
     ) -> Result<(), QueueError> {
+        if self.has_bad_size() {
+            return Err(QueueError::InvalidMaxSize);
+        }
         self.library.set_queue_info(descriptors, available, used)
     }
 
@@ -147,6 +288,16 @@ impl VringT<Map> for Vring {
     }
 
     fn set_queue_size(&self, entries: u16) {
+        // The library would keep the size from before, without a word.
+        let is_bad = !entries.is_power_of_two();
+        self.own.has_bad_size.store(is_bad, Ordering::Relaxed);
+        if is_bad {
+            log::error!(
+                "the front end asks for a queue of {entries} entries; it has to be a power of \
+                 two, at most {MAX_QUEUE_SIZE}"
+            );
+            return;
+        }
         self.library.set_queue_size(entries);
     }
 

@@ -7,33 +7,126 @@
 #![allow(unsafe_code)]
 
 pub mod buffers;
+mod dirty_log;
+mod lost_memory;
 pub mod ring;
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+
+pub use dirty_log::RegionLog;
+pub use lost_memory::{memory_is_lost, survive_lost_memory};
+
+use crate::sys::locks::lock;
+use lost_memory::Watched;
 
 /// The memory map of the guest: regions with a dirty log that may be absent.
-pub type GuestMemory = GuestMemoryMmap<BitmapMmapRegion>;
+pub type GuestMemory = GuestMemoryMmap<RegionLog>;
+
+/// The most regions of a map: what the library offers to the front end. Each costs a
+/// descriptor, and there is a reserve for so many.
+pub const MAX_REGIONS: usize = 509;
+
+/// What the front end's maps have in common, one after the other.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// A region of the last map that had any.
+    last: Mutex<Option<RegionLog>>,
+}
+
+impl Admission {
+    /// Checks a new map and makes it ready for use: what it has is in the dirty log,
+    /// if there is one, and in no core dump.
+    ///
+    /// # Errors
+    /// When it has too many regions, one that is longer than its file, or one that the
+    /// log has no room for.
+    pub fn admit(&self, map: &GuestMemory) -> io::Result<()> {
+        let mut last = lock(&self.last);
+        if map.num_regions() > MAX_REGIONS {
+            return Err(io::Error::other(format!(
+                "the front end sends more than {MAX_REGIONS} regions of memory; give the \
+                 machine fewer"
+            )));
+        }
+        for region in map.iter() {
+            must_be_in_its_file(region)?;
+            keep_out_of_dumps(region)?;
+            if let Some(last) = &*last {
+                log_of(region).follow(last, region)?;
+            }
+        }
+        if let Some(region) = map.iter().next() {
+            *last = Some(log_of(region).clone());
+        }
+        lost_memory::set_lost(map.iter().any(|region| log_of(region).is_lost()));
+        Ok(())
+    }
+}
+
+type Mapped = <GuestMemory as GuestMemoryBackend>::R;
+
+/// The log of a region itself, where the trait's method gives a part.
+fn log_of(region: &Mapped) -> &RegionLog {
+    let mapped: &MmapRegion<RegionLog> = region;
+    mapped.bitmap()
+}
+
+/// Refuses a region that ends behind its file: touching it is a SIGBUS. What is no
+/// regular file, a device, does not say how large it is.
+fn must_be_in_its_file(region: &Mapped) -> io::Result<()> {
+    let Some(place) = region.file_offset() else {
+        return Ok(());
+    };
+    let file = place.file().metadata()?;
+    let end = place.start().saturating_add(region.len());
+    if file.is_file() && file.size() < end {
+        return Err(io::Error::other(format!(
+            "the front end sends memory of {end} bytes whose file has {}; make the file as \
+             large as the memory",
+            file.size()
+        )));
+    }
+    Ok(())
+}
 
 /// Has no core dump contain this memory, whatever becomes of the dumpable flag of the
 /// process, which `setresuid(2)` sets to what the host's `fs.suid_dumpable` says.
-///
-/// # Errors
-/// Those of `madvise(2)`.
-pub fn keep_out_of_dumps(map: &GuestMemory) -> std::io::Result<()> {
-    for region in map.iter() {
-        // SAFETY: the region is mapped by this map, and the advice changes nothing
-        // but what a dump has in it.
-        let result =
-            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTDUMP) };
-        if result == -1 {
-            return Err(std::io::Error::last_os_error());
-        }
+fn keep_out_of_dumps(region: &Mapped) -> io::Result<()> {
+    // SAFETY: the region is mapped, and the advice changes nothing but what a dump
+    // has in it.
+    let result =
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTDUMP) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// The size of the pages of a region.
+fn page_size(region: &Mapped) -> usize {
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    region
+        .file_offset()
+        .and_then(|place| rustix::fs::fstatfs(place.file()).ok())
+        .filter(|fs| fs.f_type as u64 == HUGETLBFS_MAGIC)
+        .map_or(0, |fs| fs.f_bsize as usize)
+}
+
+/// Whether a write is missing in the front end's log.
+pub fn misses_a_write(map: &GuestMemory) -> bool {
+    map.iter().any(|region| log_of(region).misses_a_write())
+}
+
+/// The front end wants to know no more what is written.
+pub fn forget_writes(map: &GuestMemory) {
+    for region in map.iter() {
+        log_of(region).forget();
+    }
 }
 
 /// The guest's memory together with whether writes into it are to be logged.
@@ -55,6 +148,7 @@ impl<'m> Memory<'m> {
     fn region_of(&self, address: u64) -> Option<Region> {
         let address = vm_memory::GuestAddress(address);
         let region = self.map.find_region(address)?;
+        log_of(region).watch(|| Watched::new(region.as_ptr(), region.size(), page_size(region)));
         Some(Region {
             start: region.start_addr().0,
             len: region.len(),
@@ -70,7 +164,7 @@ impl<'m> Memory<'m> {
         for region in self.map.iter() {
             let offset = (start as usize).wrapping_sub(region.as_ptr() as usize);
             if offset < region.size() {
-                region.bitmap().mark_dirty(offset, len);
+                log_of(region).note(offset, len);
             }
         }
     }

@@ -49,6 +49,10 @@ pub enum RingError {
     ReadableBehindWritable,
     /// Buffers of more than 32 MiB.
     ChainTooLarge,
+    /// Not a size that a ring can have.
+    Size,
+    /// The memory of the front end's went away.
+    MemoryIsLost,
 }
 
 impl std::fmt::Display for RingError {
@@ -60,6 +64,11 @@ impl std::fmt::Display for RingError {
             Self::ChainTooLong => "a descriptor chain does not end",
             Self::IndirectTable => "an indirect descriptor table is invalid",
             Self::ReadableBehindWritable => "a readable buffer follows a writable one",
+            Self::Size => "its size is no power of two",
+            Self::MemoryIsLost => {
+                "the guest's memory can no longer be read: the file behind it was truncated, \
+                 or the host has no page for it"
+            }
             Self::ChainTooLarge => "a descriptor chain is larger than 32 MiB",
         })
     }

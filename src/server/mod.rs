@@ -20,6 +20,7 @@ use crate::fuse::decode::decode;
 use crate::fuse::opcode::{Answer, Body, Opcode, Waits};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
+use crate::guest::memory_is_lost;
 use crate::id::NodeId;
 use crate::metrics::{Done, Gauge, Gauges, Watch};
 pub use read_only::Access;
@@ -55,6 +56,8 @@ pub struct Server<F> {
     watch: Watch,
     /// Whether INIT was answered and DESTROY was not.
     in_session: AtomicBool,
+    /// Set while the file system takes another session over: none begins.
+    is_loading: AtomicBool,
     /// What that INIT agreed on.
     features: AtomicU64,
 }
@@ -67,6 +70,7 @@ impl<F: FileSystem> Server<F> {
             access,
             watch,
             in_session: AtomicBool::new(false),
+            is_loading: AtomicBool::new(false),
             features: AtomicU64::new(0),
         }
     }
@@ -81,6 +85,18 @@ impl<F: FileSystem> Server<F> {
     /// Has the requests that wait for locks give up; returns when they have.
     pub fn interrupt_waits(&self) {
         self.fs.interrupt_all();
+    }
+
+    /// Ends the session, and begins none until [`Server::end_load`]: the file system
+    /// takes another one over, which no request may come between.
+    pub fn begin_load(&self) {
+        self.is_loading.store(true, Ordering::Release);
+        self.end_session();
+    }
+
+    /// The file system has taken the session over, or could not.
+    pub fn end_load(&self) {
+        self.is_loading.store(false, Ordering::Release);
     }
 
     /// Goes on with a session that the file system has taken over, with the
@@ -112,6 +128,9 @@ impl<F: FileSystem> Server<F> {
         let Ok(header) = InHeader::read_from_bytes(&bytes) else {
             return Ok(0);
         };
+        if memory_is_lost() {
+            return Ok(0);
+        }
         let begun = self.watch.begin();
         let opcode = Opcode::from_wire(header.opcode);
         let answer = opcode.map_or(Answer::Bytes(0), Opcode::answer);
@@ -217,9 +236,15 @@ impl<F: FileSystem> Server<F> {
         } = scratch;
         body.resize(body_len, 0);
         request.copy_out(body);
+        if memory_is_lost() {
+            // Some of it may be of an empty page.
+            return Err(Errno::FAULT.into());
+        }
         let op = decode(opcode, header, body, self.features.load(Ordering::Relaxed))
             .map_err(Errno::from)?;
-        if !self.in_session.load(Ordering::Acquire) && opcode != Opcode::Init {
+        if !self.in_session.load(Ordering::Acquire)
+            && (opcode != Opcode::Init || self.is_loading.load(Ordering::Acquire))
+        {
             return Err(Errno::IO.into());
         }
         if self.access == Access::ReadOnly {

@@ -259,6 +259,11 @@ impl DirtyLog {
         (0..self.1 as u64 * 8).filter(is_set).collect()
     }
 
+    /// Takes the memory of the log away.
+    pub fn truncate(&self) {
+        ftruncate(&self.0, 0).unwrap();
+    }
+
     pub fn clear(&self) {
         self.0.write_all_at(&vec![0; self.1], 0).unwrap();
     }

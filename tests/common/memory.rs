@@ -43,6 +43,11 @@ impl Region {
         }
     }
 
+    /// Takes the end of the memory away, or gives it back.
+    pub fn truncate(&self, size: u64) {
+        ftruncate(&self.file, size).unwrap();
+    }
+
     fn contains(&self, gpa: u64, len: u64) -> bool {
         gpa >= self.gpa && gpa - self.gpa + len <= self.size
     }

@@ -42,11 +42,12 @@ pub mod trace;
 pub mod wire;
 
 mod event {
-    //! The one unsafe line: `vhost` wants an `EventFd`, and that one cannot be
-    //! borrowed as a descriptor.
+    //! The unsafe lines: `vhost` wants an `EventFd`, and that one cannot be borrowed as
+    //! a descriptor, or be made of another one.
     #![allow(unsafe_code)]
 
-    use std::os::fd::{AsRawFd, BorrowedFd};
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 
     use vmm_sys_util::eventfd::EventFd;
 
@@ -55,6 +56,16 @@ mod event {
         // borrows.
         unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
     }
+
+    pub(super) fn pass_off(file: File) -> EventFd {
+        // SAFETY: the descriptor is that of the file, which gives it up.
+        unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }
+    }
+}
+
+/// Has a file pass as an event.
+pub fn as_event(file: std::fs::File) -> EventFd {
+    event::pass_off(file)
 }
 
 use std::os::fd::AsFd;
