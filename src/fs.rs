@@ -161,12 +161,18 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Whether a node's file system is known to have no disk.
     fn is_in_memory(&self, node: NodeId) -> bool;
 
-    fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry>;
+    fn lookup(&self, parent: NodeId, name: Name<'_>, patience: Patience) -> Waiting<Entry>;
     /// The guest holds `count` look-ups fewer. Counts beyond what it holds are
     /// harmless.
     fn forget(&self, node: NodeId, count: u64);
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes>;
-    fn setattr(&self, who: &Caller, node: NodeId, args: &SetattrArgs) -> Result<Attributes>;
+    fn setattr(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: &SetattrArgs,
+        patience: Patience,
+    ) -> Waiting<Attributes>;
     fn readlink(&self, node: NodeId) -> Result<Vec<u8>>;
     fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry>;
     fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry>;
@@ -175,13 +181,20 @@ pub trait FileSystem: Send + Sync + 'static {
     fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
     fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()>;
     fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry>;
-    fn open(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened>;
+    fn open(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: OpenArgs,
+        patience: Patience,
+    ) -> Waiting<Opened>;
     fn create(
         &self,
         who: &Caller,
         parent: NodeId,
         args: &CreateArgs<'_>,
-    ) -> Result<(Entry, Opened)>;
+        patience: Patience,
+    ) -> Waiting<(Entry, Opened)>;
     /// Makes a file without a name, which LINK may give it later.
     fn tmpfile(
         &self,

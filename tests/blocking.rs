@@ -10,7 +10,7 @@
 mod common;
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise, fsync};
 use rustix::process::geteuid;
@@ -19,8 +19,9 @@ use vhost::vhost_user::VhostUserFrontend;
 use common::PATIENCE;
 use common::frontend::{Config, F_EVENT_IDX};
 use common::frozen_fs::FrozenFs;
-use common::fuse_client::{Client, Request, read_in};
+use common::fuse_client::{Client, Request, SetAttr, read_in};
 use common::held_fs::{CONTENT, HeldFs};
+use common::lease::Lease;
 use common::session::Session;
 use common::wire::{Encoder, ROOT, op};
 
@@ -466,5 +467,120 @@ fn no_request_is_forgotten_between_two_threads_of_a_queue() {
             client.wait_for(waits).unwrap();
         }
         on_disk.finish();
+    }
+}
+
+/// Far less than what is waited for here ever takes, and far more than an answer does
+/// on a busy machine.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+/// Starts a request that waits; others are answered meanwhile.
+#[track_caller]
+fn start_waiting_beside_others(client: &mut Client, request: &Request) -> u64 {
+    let unique = client.start(request);
+    client.submit();
+    for _ in 0..20 {
+        let begun = Instant::now();
+        client.getattr(ROOT).unwrap();
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    }
+    unique
+}
+
+fn open_request(node: u64, flags: i32) -> Request {
+    Request::new(
+        op::OPEN,
+        node,
+        Encoder::new().u32(flags.cast_unsigned()).u32(0),
+    )
+}
+
+#[test]
+fn a_lease_of_the_host_is_waited_for_beside_others() {
+    if !geteuid().is_root() {
+        return println!("taking a lease of any file needs root: skips itself");
+    }
+    let truncate = SetAttr {
+        size: Some(2),
+        ..SetAttr::default()
+    };
+    let create = |name: &str| {
+        let flags = (libc::O_RDWR | libc::O_CREAT).cast_unsigned();
+        let body = Encoder::new().u32(flags).u32(0o644).u32(0).u32(0);
+        Request::new(op::CREATE, ROOT, body.name(name))
+    };
+    for args in [
+        &[][..],
+        &["--inode-file-handles=never"],
+        &["--thread-pool-size=0"],
+    ] {
+        let mut session = Session::new(args);
+        for case in 0..5 {
+            let name = format!("file-{case}");
+            session.put(&name, "text");
+            let node = session.client.lookup(ROOT, &name).unwrap().nodeid;
+            let request = match case {
+                0 => open_request(node, libc::O_RDONLY),
+                1 => open_request(node, libc::O_RDWR),
+                2 => open_request(node, libc::O_RDWR | libc::O_TRUNC),
+                3 => create(&name),
+                _ => Request::new(op::SETATTR, node, truncate.encode()),
+            };
+            // Who only reads is let in beside a lease for reading.
+            let mut lease = Lease::take(&session.path(&name), case != 1);
+            let unique = if args.contains(&"--thread-pool-size=0") {
+                // There one waits behind the other; but nothing fails.
+                let unique = session.client.start(&request);
+                session.client.submit();
+                unique
+            } else {
+                start_waiting_beside_others(&mut session.client, &request)
+            };
+            lease.give_up();
+            session.client.wait_for(unique).unwrap();
+            let expected: &[u8] = match case {
+                2 => b"",
+                4 => b"te",
+                _ => b"text",
+            };
+            assert_eq!(session.get(&name), expected, "{name}");
+        }
+        session.finish();
+    }
+}
+
+#[test]
+fn a_mount_whose_server_is_gone_holds_up_nobody_in_its_parent() {
+    assert!(geteuid().is_root(), "mounting a file system needs root");
+    for args in [&[][..], &["--no-announce-submounts"]] {
+        let mut session = Session::new(args);
+        fs::create_dir(session.path("held")).unwrap();
+        session.put("other", "text");
+        let gone = tempfile::tempdir().unwrap();
+        let gone = gone.path().join("gone");
+        let held = HeldFs::mount_until(&session.path("held"), &gone);
+        // It has begun, and nothing of it is remembered.
+        rustix::fs::statvfs(session.path("held")).unwrap();
+        fs::write(&gone, "").unwrap();
+        let client = &mut session.client;
+        let look_up = Request::new(op::LOOKUP, ROOT, Encoder::new().name("held"));
+        let first = start_waiting_beside_others(client, &look_up);
+        // And once more: whoever waits is not the last one that there is.
+        let second = start_waiting_beside_others(client, &look_up);
+        let open = client.opendir(ROOT).unwrap().fh;
+        let begun = Instant::now();
+        let entries = client.read_whole_dir(ROOT, open, 4096, true).unwrap();
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+        let mut names: Vec<_> = entries.iter().map(|entry| entry.name()).collect();
+        names.sort_unstable();
+        assert_eq!(names, [".", "..", "held", "other"]);
+        client.lookup(ROOT, "other").unwrap();
+        held.release();
+        for unique in [first, second] {
+            // With what the server has said, or with its error.
+            let _ = client.wait_for(unique);
+        }
+        drop(held);
+        session.finish();
     }
 }

@@ -1,6 +1,7 @@
 //! Attributes of nodes and of the file systems they are on.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{
@@ -10,9 +11,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Passthrough;
+use super::handles::Handle;
 use super::inode::Node;
 use super::lookup::identify;
-use crate::fs::{Attributes, Result};
+use super::open::{must_wait_for_lease, unless_it_may_wait};
+use crate::fs::{Attributes, Patience, Result, Waiting};
 use crate::fuse::abi::{Attr, StatfsOut, StatxOut, StatxTime};
 use crate::fuse::flags::{init as features, statx};
 use crate::fuse::op::{Caller, SetTime, SetattrArgs, StatxArgs};
@@ -125,17 +128,23 @@ impl Passthrough {
         who: &Caller,
         node: NodeId,
         args: &SetattrArgs,
-    ) -> Result<Attributes> {
+        patience: Patience,
+    ) -> Waiting<Attributes> {
         let inode = match self.node(node) {
             Err(Errno::STALE)
                 if args.writes_back_times() && self.has(features::WRITEBACK_CACHE) =>
             {
-                return self.of_a_removed_file(node);
+                return Ok(self.of_a_removed_file(node)?);
             }
             inode => inode?,
         };
         args.handle
             .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
+        // Before anything changes: it may have to wait.
+        let to_truncate = match args.size {
+            Some(_) => Some(self.file_to_truncate(&inode, args, patience)?),
+            None => None,
+        };
         if args.sets_nothing() && self.has(features::HANDLE_KILLPRIV_V2) {
             self.drop_set_id_bits(&inode, who.set_id())?;
         }
@@ -152,8 +161,9 @@ impl Passthrough {
             let mode = Mode::from_raw_mode(mode & PERMISSION_BITS);
             rustix::fs::chmodat(&self.proc_self_fd, name.as_c_str(), mode, AtFlags::empty())?;
         }
-        if let Some(size) = args.size {
-            self.truncate(&inode, args, size)?;
+        if let (Some(file), Some(size)) = (to_truncate, args.size) {
+            let _as_caller = self.drop_privileges_of(file.as_fd(), args.set_id)?;
+            rustix::fs::ftruncate(file.as_fd(), size)?;
         }
         if (args.atime, args.mtime) != (SetTime::Omit, SetTime::Omit) {
             let times = Timestamps {
@@ -187,21 +197,26 @@ impl Passthrough {
         })
     }
 
-    /// Changes the length, by the guest's own handle where it names one.
-    fn truncate(&self, inode: &Node, args: &SetattrArgs, size: u64) -> Result<()> {
+    /// What the length is changed by: the guest's own handle where it names one.
+    fn file_to_truncate(
+        &self,
+        inode: &Node,
+        args: &SetattrArgs,
+        patience: Patience,
+    ) -> Waiting<ToTruncate> {
         if let Some(handle) = args.handle {
-            let file = self.handles.file(inode.id(), handle)?;
-            let _as_caller = self.drop_privileges_of(file.as_fd(), args.set_id)?;
-            return rustix::fs::ftruncate(file.as_fd(), size);
+            return Ok(ToTruncate::Handle(self.handles.file(inode.id(), handle)?));
         }
         match inode.kind() {
             FileType::RegularFile => {}
-            FileType::Directory => return Err(Errno::ISDIR),
-            _ => return Err(Errno::INVAL),
+            FileType::Directory => return Err(Errno::ISDIR.into()),
+            _ => return Err(Errno::INVAL.into()),
         }
-        let file = self.reopen(inode.as_fd(), OFlags::WRONLY | OFlags::NONBLOCK)?;
-        let _as_caller = self.drop_privileges_of(file.as_fd(), args.set_id)?;
-        rustix::fs::ftruncate(file, size)
+        let flags = OFlags::WRONLY | unless_it_may_wait(patience);
+        match self.reopen(inode.as_fd(), flags) {
+            Ok(file) => Ok(ToTruncate::Opened(file)),
+            Err(errno) => Err(must_wait_for_lease(errno, patience)),
+        }
     }
 
     /// STATFS.
@@ -249,6 +264,23 @@ impl Passthrough {
             Ok(())
         } else {
             Err(Errno::ACCESS)
+        }
+    }
+}
+
+/// A file whose length is going to be changed.
+enum ToTruncate {
+    /// By what the guest has opened.
+    Handle(Arc<Handle>),
+    /// By what was opened for that.
+    Opened(OwnedFd),
+}
+
+impl AsFd for ToTruncate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Handle(handle) => handle.as_fd(),
+            Self::Opened(file) => file.as_fd(),
         }
     }
 }

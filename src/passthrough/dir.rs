@@ -281,9 +281,9 @@ impl Passthrough {
             entry.ino = directory.key().ino;
         }
         if into.with_attributes() && !is_dots {
-            match self.look_up_beneath(directory, name, Interest::Listed) {
+            match self.look_up_at_hand(directory, name, Interest::Listed) {
                 Ok(found) => return into.push(entry, &found.to_wire()),
-                Err(errno) => log::debug!("an entry of a directory was not looked up: {errno}"),
+                Err(errno) => log::debug!("an entry of a directory was not looked up: {errno:?}"),
             }
         }
         let attr = Attr {

@@ -15,11 +15,12 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::attr;
+use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, InodeKey, Node};
 use super::inode_store::{Match, NewInode, NewPath};
 use super::mount_fds::Mount;
 use crate::config::InodeFileHandles;
-use crate::fs::{Attributes, Entry, Result};
+use crate::fs::{Attributes, Entry, Failure, Patience, Result, Wait, Waiting};
 use crate::fuse::abi::Attr;
 use crate::fuse::cursor::Name;
 use crate::fuse::flags;
@@ -119,6 +120,28 @@ pub(super) fn identify_name_now(parent: impl AsFd, name: &CStr) -> Result<Found>
     identify_with(parent, name, AtFlags::STATX_FORCE_SYNC)
 }
 
+/// The same, but no server is asked: where the name leads to one the kernel answers
+/// from what it remembers.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(super) fn identify_name_at_hand(parent: impl AsFd, name: &CStr) -> Result<Found> {
+    identify_with(parent, name, AtFlags::STATX_DONT_SYNC)
+}
+
+/// Identifies a name in a directory that is on this mount. Where a mount of a server
+/// lies over the name, and the directory's own file system needs none, nobody is asked.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(super) fn identify_name_on(mount: &Mount, parent: impl AsFd, name: &CStr) -> Result<Found> {
+    if mount.is_local() {
+        identify_name_at_hand(parent, name)
+    } else {
+        identify_name(parent, name)
+    }
+}
+
 fn identify_with(parent: impl AsFd, name: &CStr, more: AtFlags) -> Result<Found> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | more;
     let asked = last_tick();
@@ -156,18 +179,70 @@ pub(super) enum Interest {
 
 impl Passthrough {
     /// LOOKUP.
-    pub(super) fn look_up(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.look_up_beneath(&self.node(parent)?, name.as_c_str(), Interest::Asked)
+    pub(super) fn look_up(
+        &self,
+        parent: NodeId,
+        name: Name<'_>,
+        patience: Patience,
+    ) -> Waiting<Entry> {
+        let (parent, name) = (self.node(parent)?, name.as_c_str());
+        match patience {
+            Patience::Nothing => self.look_up_at_hand(&parent, name, Interest::Asked),
+            _ => Ok(self.look_up_beneath(&parent, name)?),
+        }
     }
 
     /// Finds a name in a directory and counts a look-up of its node.
-    pub(super) fn look_up_beneath(
+    pub(super) fn look_up_beneath(&self, parent: &Node, name: &CStr) -> Result<Entry> {
+        self.look_up_in(parent, name, Interest::Asked)
+    }
+
+    fn look_up_in(&self, parent: &Node, name: &CStr, interest: Interest) -> Result<Entry> {
+        self.count_found(parent, name, identify_name(parent, name)?, interest)
+    }
+
+    /// The same without waiting for a server that the name leads to from a directory
+    /// that is on none: it may be gone, and to see that there is a mount nobody has to
+    /// ask it.
+    pub(super) fn look_up_at_hand(
         &self,
         parent: &Node,
         name: &CStr,
         interest: Interest,
+    ) -> Waiting<Entry> {
+        let mount = parent.mount();
+        if mount.kind() == Kind::Served || !(mount.is_local() || self.mounts.any_is_served()) {
+            return Ok(self.look_up_in(parent, name, interest)?);
+        }
+        let found = identify_name_at_hand(parent, name)?;
+        let key = found.identity.key;
+        let is_local = if (key.device, key.mount) == (mount.device(), mount.id()) {
+            mount.is_local()
+        } else {
+            let known = self.mounts.find(key.device, key.mount);
+            if known
+                .as_ref()
+                .is_none_or(|known| known.kind() == Kind::Served)
+            {
+                return Err(Failure::MustWait(Wait::ForServer));
+            }
+            known.is_some_and(|known| known.is_local())
+        };
+        if !is_local {
+            // What the kernel remembers may be old.
+            return Ok(self.look_up_in(parent, name, interest)?);
+        }
+        Ok(self.count_found(parent, name, found, interest)?)
+    }
+
+    /// Counts a look-up of the node of what was found.
+    fn count_found(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        found: Found,
+        interest: Interest,
     ) -> Result<Entry> {
-        let found = identify_name(parent, name)?;
         let (node, found) = match self.count_look_up(parent, name, &found)? {
             Some(node) => (node, found),
             None => self.hold(parent, name, found, interest)?,

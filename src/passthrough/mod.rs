@@ -349,8 +349,8 @@ impl FileSystem for Passthrough {
             .is_ok_and(|inode| inode.mount().kind() == Kind::Memory)
     }
 
-    fn lookup(&self, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.look_up(parent, name)
+    fn lookup(&self, parent: NodeId, name: Name<'_>, patience: Patience) -> Waiting<Entry> {
+        self.look_up(parent, name, patience)
     }
 
     fn forget(&self, node: NodeId, count: u64) {
@@ -374,8 +374,14 @@ impl FileSystem for Passthrough {
         self.attributes(node, handle)
     }
 
-    fn setattr(&self, who: &Caller, node: NodeId, args: &SetattrArgs) -> Result<Attributes> {
-        self.set_attributes(who, node, args)
+    fn setattr(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: &SetattrArgs,
+        patience: Patience,
+    ) -> Waiting<Attributes> {
+        self.set_attributes(who, node, args, patience)
     }
 
     fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
@@ -410,8 +416,14 @@ impl FileSystem for Passthrough {
         self.make_link(node, parent, name)
     }
 
-    fn open(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened> {
-        self.open_file(who, node, args)
+    fn open(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: OpenArgs,
+        patience: Patience,
+    ) -> Waiting<Opened> {
+        self.open_file(who, node, args, patience)
     }
 
     fn create(
@@ -419,8 +431,9 @@ impl FileSystem for Passthrough {
         who: &Caller,
         parent: NodeId,
         args: &CreateArgs<'_>,
-    ) -> Result<(Entry, Opened)> {
-        self.create_file(who, parent, args)
+        patience: Patience,
+    ) -> Waiting<(Entry, Opened)> {
+        self.create_file(who, parent, args, patience)
     }
 
     fn tmpfile(

@@ -118,6 +118,12 @@ impl Mount {
         self.kind
     }
 
+    /// Whether all that is known of its files is known to this host: to ask for it
+    /// never means to ask a server.
+    pub fn is_local(&self) -> bool {
+        self.knows_birth
+    }
+
     /// Whether a file's time of birth can be taken for a fact.
     pub fn knows_birth(&self) -> bool {
         self.knows_birth

@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use super::Passthrough;
 use super::attr::decode_device;
 use super::inode::Node;
-use super::lookup::Interest;
 use crate::fs::{Entry, Result};
 use crate::fuse::cursor::Name;
 use crate::fuse::extensions::Extensions;
@@ -44,7 +43,7 @@ impl Passthrough {
             None => make(name)?,
             Some(label) => self.make_labelled(&parent, name, &label, make)?,
         }
-        self.look_up_beneath(&parent, name, Interest::Asked)
+        self.look_up_beneath(&parent, name)
     }
 
     /// MKDIR.
@@ -125,7 +124,7 @@ impl Passthrough {
             .set_place(inode.id(), parent.id(), name.as_c_str());
         match self.acquire_again(&inode) {
             // Forgotten by another queue meanwhile.
-            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str(), Interest::Asked),
+            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str()),
             entry => entry,
         }
     }

@@ -10,9 +10,9 @@ use super::Passthrough;
 use super::fd_budget::Place;
 use super::handles::Handle;
 use super::inode::Node;
-use super::lookup::{Found, Interest, identify, identify_name};
+use super::lookup::{Found, identify, identify_name};
 use crate::config::CachePolicy;
-use crate::fs::{Entry, FileSystem, Opened, Result};
+use crate::fs::{Entry, Failure, FileSystem, Opened, Patience, Result, Wait, Waiting};
 use crate::fuse::flags::{self, init};
 use crate::fuse::op::{Caller, CreateArgs, OpenArgs, TmpfileArgs};
 use crate::id::{HandleId, NodeId};
@@ -56,23 +56,30 @@ impl Passthrough {
         flags
     }
 
-    /// OPEN.
-    pub(super) fn open_file(&self, who: &Caller, node: NodeId, args: OpenArgs) -> Result<Opened> {
+    /// OPEN: where nobody may wait, if no process of the host has to give up a lease
+    /// first (`fcntl(2)`, F_SETLEASE).
+    pub(super) fn open_file(
+        &self,
+        who: &Caller,
+        node: NodeId,
+        args: OpenArgs,
+        patience: Patience,
+    ) -> Waiting<Opened> {
         let inode = self.inode(node)?;
         // Only a regular file is opened by content: a device, fifo or socket of
         // the guest's making must not become one of the host's.
         match inode.kind() {
             FileType::RegularFile => {}
-            FileType::Directory => return Err(Errno::ISDIR),
-            FileType::Symlink => return Err(Errno::LOOP),
-            _ => return Err(Errno::PERM),
+            FileType::Directory => return Err(Errno::ISDIR.into()),
+            FileType::Symlink => return Err(Errno::LOOP.into()),
+            _ => return Err(Errno::PERM.into()),
         }
         let place = self.place()?;
         let flags = self.host_flags(args.flags);
         let append = OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND);
         let write_only = OFlags::from_bits_retain(args.flags) & OFlags::ACCMODE == OFlags::WRONLY;
         let open = |open: &dyn Fn(OFlags) -> Result<OwnedFd>| {
-            let with = |flags| Ok((open(flags)?, flags));
+            let with = |flags| Ok((open(flags | unless_it_may_wait(patience))?, flags));
             match with(flags) {
                 // A file to which can only be appended (`chattr +a`) opens no other way.
                 Err(Errno::PERM) if append => with(flags | OFlags::APPEND),
@@ -83,14 +90,15 @@ impl Passthrough {
                 opened => opened,
             }
         };
-        let (file, flags) = if flags.contains(OFlags::TRUNC) {
+        let opened = if flags.contains(OFlags::TRUNC) {
             let node = self.node(node)?;
             let _as_opener =
                 self.drop_privileges_of(node.as_fd(), self.set_id_of_cut(who, args))?;
-            open(&|flags| self.reopen(node.as_fd(), flags))?
+            open(&|flags| self.reopen(node.as_fd(), flags))
         } else {
-            open(&|flags| self.open_inode(&inode, flags))?
+            open(&|flags| self.open_inode(&inode, flags))
         };
+        let (file, flags) = opened.map_err(|errno| must_wait_for_lease(errno, patience))?;
         let kind = inode.mount().kind();
         Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
     }
@@ -145,7 +153,8 @@ impl Passthrough {
         who: &Caller,
         parent: NodeId,
         args: &CreateArgs<'_>,
-    ) -> Result<(Entry, Opened)> {
+        patience: Patience,
+    ) -> Waiting<(Entry, Opened)> {
         let parent = self.node(parent)?;
         let exclusive = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let flags = (self.host_flags(args.open.flags) - OFlags::TRUNC) | exclusive;
@@ -162,12 +171,12 @@ impl Passthrough {
             Some(label) => self.make_labelled_file(&parent, name, &label, flags, create),
         };
         match created {
-            Ok(file) => self.enter_created(&parent, args, (file, flags), place),
+            Ok(file) => Ok(self.enter_created(&parent, args, (file, flags), place)?),
             Err(Errno::EXIST) if args.open.flags & OFlags::EXCL.bits() == 0 => {
                 drop(place);
-                self.open_existing(who, &parent, args)
+                self.open_existing(who, &parent, args, patience)
             }
-            Err(errno) => Err(errno),
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -246,9 +255,10 @@ impl Passthrough {
         who: &Caller,
         parent: &Node,
         args: &CreateArgs<'_>,
-    ) -> Result<(Entry, Opened)> {
-        let entry = self.look_up_beneath(parent, args.name.as_c_str(), Interest::Asked)?;
-        match self.open_file(who, entry.node, args.open) {
+        patience: Patience,
+    ) -> Waiting<(Entry, Opened)> {
+        let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
+        match self.open_file(who, entry.node, args.open, patience) {
             Ok(opened) => {
                 // Opening may have cut it.
                 let attributes = self
@@ -262,10 +272,10 @@ impl Passthrough {
                     opened,
                 ))
             }
-            Err(errno) => {
+            Err(failure) => {
                 // The guest never hears of the look-up.
                 self.forget(entry.node, 1);
-                Err(errno)
+                Err(failure)
             }
         }
     }
@@ -286,6 +296,22 @@ impl Passthrough {
         let file = self.handles.file(node, handle)?;
         let copy = rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?;
         crate::sys::close(copy)
+    }
+}
+
+/// The flag with which an open file is not waited for that others have a lease of.
+pub(super) fn unless_it_may_wait(patience: Patience) -> OFlags {
+    match patience {
+        Patience::Nothing => OFlags::NONBLOCK,
+        Patience::Storage | Patience::Locks | Patience::StorageOnly => OFlags::empty(),
+    }
+}
+
+/// What to make of an error of opening with [`unless_it_may_wait`].
+pub(super) fn must_wait_for_lease(errno: Errno, patience: Patience) -> Failure {
+    match (errno, patience) {
+        (Errno::AGAIN, Patience::Nothing) => Failure::MustWait(Wait::ForDisk),
+        _ => errno.into(),
     }
 }
 

@@ -18,7 +18,8 @@ use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
 use super::inode_store::{MAX_DEPTH, NewPath, PathRoom};
 use super::lookup::{
-    Found, SETTLED_AFTER, identify, identify_name, identify_name_now, is_open_file, open_path,
+    Found, SETTLED_AFTER, identify, identify_name_at_hand, identify_name_now, identify_name_on,
+    is_open_file, open_path,
 };
 use crate::fs::Result;
 use crate::id::NodeId;
@@ -156,7 +157,8 @@ impl Passthrough {
             Some(directory) => directory,
             None => self.path_at_hand(&self.inodes.get(parent)?)?,
         };
-        let found = identify_name(directory, name.as_c_str()).ok()?;
+        // Only what is on a local file system is ever settled.
+        let found = identify_name_at_hand(directory, name.as_c_str()).ok()?;
         (found.identity == identity).then_some(found)
     }
 
@@ -388,7 +390,7 @@ impl Passthrough {
         let Some(directory) = self.directory(parent) else {
             return Closing::NotByName;
         };
-        let Ok(found) = identify_name(&directory, &name) else {
+        let Ok(found) = identify_name_on(inode.mount(), &directory, &name) else {
             return Closing::NotByName;
         };
         let identity = found.identity;
@@ -416,7 +418,7 @@ impl Passthrough {
         if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
             return None;
         }
-        let found = identify_name(parent, name).ok()?;
+        let found = identify_name_on(parent.mount(), parent, name).ok()?;
         self.inodes.find(&found.identity.key)
     }
 
@@ -436,7 +438,7 @@ impl Passthrough {
         let found: Found = if by_paths {
             identify_name_now(parent, name).ok()?
         } else {
-            identify_name(parent, name).ok()?
+            identify_name_on(parent.mount(), parent, name).ok()?
         };
         if found.attr.nlink < 2 {
             return None;

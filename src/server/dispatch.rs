@@ -35,8 +35,8 @@ impl<F: FileSystem> Server<F> {
         let node = NodeId(header.nodeid);
         let who = &Caller::of(header);
         let done = match op {
-            Op::Lookup { name } => match fs.lookup(node, name) {
-                Err(Errno::NOENT) if !fs.negative_timeout().is_zero() => {
+            Op::Lookup { name } => match fs.lookup(node, name, patience) {
+                Err(Failure::Errno(Errno::NOENT)) if !fs.negative_timeout().is_zero() => {
                     put(reply, &missing(fs.negative_timeout()))
                 }
                 found => put_entry(reply, &found?),
@@ -50,7 +50,7 @@ impl<F: FileSystem> Server<F> {
                 Ok(())
             }
             Op::Getattr { handle } => put(reply, &fs.getattr(node, handle)?.to_wire()),
-            Op::Setattr(args) => put(reply, &fs.setattr(who, node, &args)?.to_wire()),
+            Op::Setattr(args) => put(reply, &fs.setattr(who, node, &args, patience)?.to_wire()),
             Op::Readlink => put_bytes(reply, &fs.readlink(node)?),
             Op::Symlink(args) => put_entry(reply, &fs.symlink(who, node, &args)?),
             Op::Mknod(args) => put_entry(reply, &fs.mknod(who, node, &args)?),
@@ -62,12 +62,12 @@ impl<F: FileSystem> Server<F> {
                 node: existing,
                 name,
             } => put_entry(reply, &fs.link(existing, node, name)?),
-            Op::Open(args) => put(reply, &fs.open(who, node, args)?.to_wire()),
+            Op::Open(args) => put(reply, &fs.open(who, node, args, patience)?.to_wire()),
             Op::Opendir { flags } => put(reply, &fs.opendir(node, flags)?.to_wire()),
             Op::Create(args) => {
                 let (entry, opened) = match self.access {
-                    Access::ReadWrite => fs.create(who, node, &args)?,
-                    Access::ReadOnly => self.open_existing(who, node, &args)?,
+                    Access::ReadWrite => fs.create(who, node, &args, patience)?,
+                    Access::ReadOnly => self.open_existing(who, node, &args, patience)?,
                 };
                 put_entry(reply, &entry)?;
                 put(reply, &opened.to_wire())

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Server;
-use crate::fs::{Entry, FileSystem, Opened, Result};
+use crate::fs::{Entry, Failure, FileSystem, Opened, Patience, Result, Waiting};
 use crate::fuse::op::{Caller, CreateArgs, Op};
 use crate::fuse::opcode::{Effect, Opcode};
 use crate::id::NodeId;
@@ -71,17 +71,18 @@ impl<F: FileSystem> Server<F> {
         who: &Caller,
         parent: NodeId,
         args: &CreateArgs<'_>,
-    ) -> Result<(Entry, Opened)> {
-        let entry = match self.fs.lookup(parent, args.name) {
-            Err(Errno::NOENT) => return Err(Errno::ROFS),
+        patience: Patience,
+    ) -> Waiting<(Entry, Opened)> {
+        let entry = match self.fs.lookup(parent, args.name, patience) {
+            Err(Failure::Errno(Errno::NOENT)) => return Err(Errno::ROFS.into()),
             found => found?,
         };
-        match self.fs.open(who, entry.node, args.open) {
+        match self.fs.open(who, entry.node, args.open, patience) {
             Ok(opened) => Ok((entry, opened)),
-            Err(errno) => {
+            Err(failure) => {
                 // The guest never hears of the node.
                 self.fs.forget(entry.node, 1);
-                Err(errno)
+                Err(failure)
             }
         }
     }

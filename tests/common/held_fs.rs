@@ -115,7 +115,12 @@ impl HeldFs {
         let mut state = self.state.0.lock().unwrap();
         state.released = true;
         for (unique, size) in std::mem::take(&mut state.waiting) {
-            answer_read(&self.device, unique, size);
+            if size == 0 {
+                // No read: nobody knows any more what it was.
+                answer(&self.device, unique, -libc::EIO, &[]);
+            } else {
+                answer_read(&self.device, unique, size);
+            }
         }
     }
 

@@ -34,6 +34,7 @@ pub mod frozen_fs;
 pub mod fuse_client;
 pub mod held_fs;
 pub mod host_fs;
+pub mod lease;
 pub mod machine;
 pub mod memory;
 pub mod session;
