@@ -19,7 +19,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use common::PATIENCE;
 use common::frontend::{Config, F_EVENT_IDX};
 use common::frozen_fs::FrozenFs;
-use common::fuse_client::{Client, Request, SetAttr, read_in};
+use common::fuse_client::{Client, Request, SetAttr, read_in, write_in};
 use common::held_fs::{CONTENT, HeldFs};
 use common::lease::Lease;
 use common::session::Session;
@@ -549,19 +549,147 @@ fn a_lease_of_the_host_is_waited_for_beside_others() {
     }
 }
 
+/// Each operation that changes something, as a request on the frozen disk.
+fn changes(client: &mut Client, node: u64, fh: u64, dir: u64) -> Vec<(&'static str, Request)> {
+    let name = |name: &str| Encoder::new().name(name);
+    let create = {
+        let flags = (libc::O_RDWR | libc::O_CREAT).cast_unsigned();
+        let body = Encoder::new().u32(flags).u32(0o644).u32(0).u32(0);
+        Request::new(op::CREATE, dir, body.name("created"))
+    };
+    let mode = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    let size = SetAttr {
+        size: Some(1),
+        ..SetAttr::default()
+    };
+    client.mkdir(dir, "empty", 0o755, 0).unwrap();
+    client
+        .mknod(dir, "unlinked", libc::S_IFREG | 0o600, 0, 0)
+        .unwrap();
+    client
+        .mknod(dir, "old", libc::S_IFREG | 0o600, 0, 0)
+        .unwrap();
+    let write = write_in(fh, 0, 4, 0, libc::O_RDWR).bytes(b"more");
+    let mknod = Encoder::new()
+        .u32(libc::S_IFREG | 0o600)
+        .u32(0)
+        .u32(0)
+        .u32(0);
+    let mkdir = Encoder::new().u32(0o755).u32(0);
+    let rename = Encoder::new().u64(dir).name("old").name("new");
+    let link = Encoder::new().u64(node).name("linked");
+    let setxattr = Encoder::new().u32(1).u32(0).name("user.x").bytes(b"v");
+    vec![
+        ("CREATE", create),
+        (
+            "SETATTR of the mode",
+            Request::new(op::SETATTR, node, mode.encode()),
+        ),
+        (
+            "SETATTR of the size",
+            Request::new(op::SETATTR, node, size.encode()),
+        ),
+        (
+            "OPEN with O_TRUNC",
+            open_request(node, libc::O_RDWR | libc::O_TRUNC),
+        ),
+        ("WRITE", Request::new(op::WRITE, node, write)),
+        ("MKNOD", Request::new(op::MKNOD, dir, mknod.name("made"))),
+        ("MKDIR", Request::new(op::MKDIR, dir, mkdir.name("dir"))),
+        (
+            "SYMLINK",
+            Request::new(op::SYMLINK, dir, name("link").name("target")),
+        ),
+        ("UNLINK", Request::new(op::UNLINK, dir, name("unlinked"))),
+        ("RMDIR", Request::new(op::RMDIR, dir, name("empty"))),
+        ("RENAME", Request::new(op::RENAME, dir, rename)),
+        ("LINK", Request::new(op::LINK, dir, link)),
+        ("SETXATTR", Request::new(op::SETXATTR, node, setxattr)),
+    ]
+}
+
+#[test]
+fn a_frozen_disk_keeps_nobody_back_who_does_not_change_it() {
+    for args in [
+        &["--xattr"][..],
+        &["--xattr", "--poll-us=50"],
+        &["--xattr", "--num-request-queues=3"],
+    ] {
+        let mut on_disk = OnDisk::new(args, &Config::default());
+        let (node, fh) = (on_disk.node, on_disk.fh);
+        let OnDisk { session, disk, .. } = &mut on_disk;
+        let client = &mut session.client;
+        let dir = client.lookup(ROOT, "disk").unwrap().nodeid;
+        let changes = changes(client, node, fh, dir);
+        // One at a time, then all at once.
+        for (what, request) in &changes {
+            if matches!(*what, "UNLINK" | "RMDIR" | "RENAME" | "LINK") {
+                continue;
+            }
+            disk.freeze();
+            let unique = start_waiting_beside_others(client, request);
+            disk.thaw();
+            if let Err(errno) = client.wait_for(unique) {
+                assert_eq!(errno, libc::EEXIST, "{what}");
+            }
+        }
+        disk.freeze();
+        let waiting: Vec<_> = changes
+            .iter()
+            .map(|(what, request)| (what, start_waiting_beside_others(client, request)))
+            .collect();
+        disk.thaw();
+        for (what, unique) in waiting {
+            if let Err(errno) = client.wait_for(unique) {
+                assert_eq!(errno, libc::EEXIST, "{what}");
+            }
+        }
+        client.getattr(ROOT).unwrap();
+        on_disk.finish();
+    }
+}
+
+/// A mount of a server that does not answer any more; the kernel gives up on it when
+/// this is dropped.
+fn mount_gone(session: &Session, dir: &tempfile::TempDir) -> HeldFs {
+    fs::create_dir(session.path("held")).unwrap();
+    let gone = dir.path().join("gone");
+    let held = HeldFs::mount_until(&session.path("held"), &gone);
+    // It has begun, and nothing of it is remembered.
+    rustix::fs::statvfs(session.path("held")).unwrap();
+    fs::write(&gone, "").unwrap();
+    held
+}
+
+#[test]
+fn the_operator_is_told_what_keeps_a_queue_from_stopping() {
+    let mut on_disk = OnDisk::new(&[], &Config::default());
+    on_disk.disk.freeze();
+    on_disk.start_waiting(1);
+    let OnDisk { session, disk, .. } = &mut on_disk;
+    std::thread::scope(|scope| {
+        let (vmm, queue) = (&mut session.vmm, &session.client.queue);
+        let stopped = scope.spawn(move || vmm.stop_queue(queue));
+        session
+            .daemon
+            .expect_log("queue 1 is to stop and waits for 1 requests");
+        disk.thaw();
+        stopped.join().unwrap();
+    });
+    on_disk.finish();
+}
+
 #[test]
 fn a_mount_whose_server_is_gone_holds_up_nobody_in_its_parent() {
     assert!(geteuid().is_root(), "mounting a file system needs root");
     for args in [&[][..], &["--no-announce-submounts"]] {
         let mut session = Session::new(args);
-        fs::create_dir(session.path("held")).unwrap();
         session.put("other", "text");
-        let gone = tempfile::tempdir().unwrap();
-        let gone = gone.path().join("gone");
-        let held = HeldFs::mount_until(&session.path("held"), &gone);
-        // It has begun, and nothing of it is remembered.
-        rustix::fs::statvfs(session.path("held")).unwrap();
-        fs::write(&gone, "").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let held = mount_gone(&session, &dir);
         let client = &mut session.client;
         let look_up = Request::new(op::LOOKUP, ROOT, Encoder::new().name("held"));
         let first = start_waiting_beside_others(client, &look_up);
@@ -583,4 +711,37 @@ fn a_mount_whose_server_is_gone_holds_up_nobody_in_its_parent() {
         drop(held);
         session.finish();
     }
+}
+
+/// Without file handles a file that was just made keeps its descriptor until it can be
+/// told from another one, which takes some milliseconds.
+#[test]
+fn who_waits_for_a_descriptor_keeps_nobody_back() {
+    let mut held_back = Vec::new();
+    for _ in 0..6 {
+        let mut session = Session::new(&["--inode-file-handles=never", "--rlimit-nofile=760"]);
+        let client = &mut session.client;
+        for round in 0..12 {
+            let made: Vec<_> = (0..20)
+                .map(|number| {
+                    let mknod = Encoder::new().u32(libc::S_IFREG | 0o600).u32(0).u32(0);
+                    let mknod = mknod.u32(0).name(format!("{round}-{number}"));
+                    client.start(&Request::new(op::MKNOD, ROOT, mknod))
+                })
+                .collect();
+            let getattr = client.start(&getattr_request(ROOT));
+            let begun = Instant::now();
+            client.submit();
+            client.wait_for(getattr).unwrap();
+            if begun.elapsed() > Duration::from_millis(25) {
+                held_back.push(begun.elapsed());
+            }
+            for made in made {
+                client.wait_for(made).unwrap();
+            }
+        }
+        session.finish();
+    }
+    // The machine itself may do so to a few.
+    assert!(held_back.len() < 5, "{held_back:?}");
 }

@@ -29,7 +29,8 @@ use vmm_sys_util::event::{
 
 use super::config_space::{self, TAG_BYTES};
 use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
-use super::queue::{Common, Queue, WORKSPACE, Workspace};
+use super::queue::{Common, InRequest, Queue, WORKSPACE, Workspace};
+use super::relief::{Queues, Relief};
 use super::standby::{Lent, Standbys};
 use super::state::StateTransfer;
 use super::vring::{Events, Vring};
@@ -40,6 +41,7 @@ use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
 use crate::sys;
 use crate::sys::locks::lock;
+use crate::sys::long_wait;
 
 /// How the device is set up.
 #[derive(Clone, Debug)]
@@ -199,6 +201,7 @@ impl<F: FileSystem> Device<F> {
                 storage_helpers: Arc::clone(&serving.storage_helpers),
                 server_helpers: Arc::clone(&serving.server_helpers),
                 lock_helpers: Arc::clone(&serving.lock_helpers),
+                relief: Relief::default(),
             }),
             queues: (0..=request_queues)
                 .map(|index| Arc::new(Queue::new(index, others, options.polled_for)))
@@ -223,6 +226,7 @@ impl<F: FileSystem> Device<F> {
     /// Ends the session of a front end that will not come back. The queues'
     /// threads have ended; requests on other threads are waited for.
     pub(super) fn front_end_is_gone(&self) {
+        self.common.relief.stop();
         self.acked_features(0);
         self.reset_device();
         for number in lock(&self.exit_events).drain(..) {
@@ -246,6 +250,21 @@ impl<F: FileSystem> Device<F> {
         }
         self.standbys
             .set(threads.get(self.queues.len()..).unwrap_or_default());
+    }
+
+    /// Has threads looked after that are in one request for too long, where others can
+    /// go on.
+    ///
+    /// # Errors
+    /// Those of `pthread_create(3)`.
+    pub(super) fn start_relief(self: &Arc<Self>) -> io::Result<()> {
+        if self.standbys() == 0 {
+            return Ok(());
+        }
+        let this = Arc::downgrade(self);
+        self.common
+            .relief
+            .start(this, |device| &device.common.relief)
     }
 
     /// How many request queues have a standby.
@@ -292,6 +311,12 @@ impl<F: FileSystem> Device<F> {
         let common = &self.common;
         match &self.serving.first {
             First::Own(patience) => {
+                if *patience == Patience::Nothing {
+                    long_wait::set_hook(|| {
+                        let (queue, common) = (Arc::clone(queue), Arc::clone(common));
+                        Box::new(move || queue.is_about_to_wait(&common.relief))
+                    });
+                }
                 let elsewhere = |head, wait| hand_off(common, queue, vring, head, wait);
                 queue.serve(common, vring, *patience, elsewhere, lend);
             }
@@ -317,6 +342,37 @@ struct Loading<F: FileSystem>(Arc<Server<F>>);
 impl<F: FileSystem> Drop for Loading<F> {
     fn drop(&mut self) {
         self.0.end_load();
+    }
+}
+
+impl<F: FileSystem> Queues for Device<F> {
+    fn count(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn in_request(&self, queue: usize) -> Option<(InRequest, bool)> {
+        self.queues.get(queue)?.in_request()
+    }
+
+    fn any_is_served(&self) -> bool {
+        self.queues.iter().any(|queue| queue.is_served())
+    }
+
+    fn relieve(&self, index: usize, request: InRequest) {
+        let Some((queue, vring)) = self
+            .queues
+            .get(index)
+            .and_then(|queue| Some((queue, queue.vring()?)))
+        else {
+            return;
+        };
+        self.common.server.is_stuck();
+        if !queue.relieve(request, self.lend(index, vring)) {
+            self.common.server.is_back();
+            return;
+        }
+        log::debug!("queue {index}: its thread is in one request for long, another goes on");
+        vring.kick();
     }
 }
 

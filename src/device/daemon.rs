@@ -3,7 +3,10 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use vhost::vhost_user::{Error as ProtocolError, Listener};
@@ -64,6 +67,7 @@ pub fn serve(
             &thread_directory,
         )?);
         options.metrics.ask(as_source(&device));
+        device.start_relief()?;
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
             .map_err(|error| anyhow!("cannot start the threads of the queues: {error}"))?;
         device.set_threads(&daemon.get_epoll_handlers(), Vring::take_made());
@@ -78,7 +82,10 @@ pub fn serve(
         if !options.keep_listening {
             // A second front end is refused rather than kept waiting for ever.
             drop(listener);
-            daemon_end(daemon.wait())?;
+            let end = daemon_end(daemon.wait());
+            // Its threads are waited for, but not for ever: the process is to end.
+            drop_within(daemon, LAST_WAIT);
+            end?;
             log::info!(target: MILESTONE, "Client disconnected, shutting down");
             return Ok(());
         }
@@ -87,8 +94,36 @@ pub fn serve(
             Err(error) => log::error!("{error:#}"),
         }
         // This waits for the queues' threads: nothing new is taken any more.
-        drop(daemon);
+        if let Some(dropped) = drop_within(daemon, LAST_WAIT) {
+            log::warn!(
+                "the next front end waits for requests of the last one, whose file system does \
+                 not answer; thaw it, or unmount it by force"
+            );
+            // Its result is that it ends.
+            let _ = dropped.join();
+        }
         device.front_end_is_gone();
+    }
+}
+
+/// How long the threads of a front end that is gone are waited for.
+const LAST_WAIT: Duration = Duration::from_secs(3);
+
+/// Drops something, which waits for threads; gives the thread that does so where it
+/// has not ended by then.
+fn drop_within(what: impl Send + 'static, time: Duration) -> Option<JoinHandle<()>> {
+    let (done, is_done) = mpsc::channel();
+    let started = thread::Builder::new()
+        .name("end".to_owned())
+        .spawn(move || {
+            drop(what);
+            // Nobody may be waiting any more.
+            let _ = done.send(());
+        });
+    match (started, is_done.recv_timeout(time)) {
+        (Ok(thread), Err(RecvTimeoutError::Timeout)) => Some(thread),
+        // Where no thread could be started it was dropped at once.
+        _ => None,
     }
 }
 

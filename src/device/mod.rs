@@ -10,6 +10,7 @@ mod config_space;
 mod daemon;
 mod helpers;
 mod queue;
+mod relief;
 mod standby;
 mod state;
 mod vring;

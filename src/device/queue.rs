@@ -2,15 +2,18 @@
 //! notify the guest.
 //!
 //! The queue's indexes change only under the vring's own lock, which is never
-//! held while a request is served. `serving` is held by the thread that serves
-//! the queue for as long as it works, so that whoever stops the queue can wait for
-//! the end; requests that are served beside it are counted for the same purpose.
+//! held while a request is served. One thread at a time has the shift: it takes
+//! chains and serves them one by one, and whoever stops the queue waits for the end
+//! of it. A thread that is in one request for too long is relieved: another one has
+//! the next shift, and the request counts as one that is served beside the queue,
+//! which are waited for as well.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::QueueT;
@@ -18,17 +21,24 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 
 use super::busy_poll::BusyPoll;
 use super::helpers::Helpers;
+use super::relief::Relief;
 use super::vring::Vring;
 use crate::fs::{FileSystem, Patience, Wait};
 use crate::guest::buffers::{Readable, Spans, Writable};
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, Memory, memory_is_lost};
 use crate::server::{MustWait, Scratch, Server};
-use crate::sys::locks::{lock, try_lock, wait_for};
+use crate::sys::locks::{lock, wait_for};
 
 /// How long a queue that is to stop is waited for before requests that wait for
 /// locks are looked for again.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(10);
+
+/// After so long the operator is told what a queue that is to stop waits for.
+const LONG_STOP: Duration = Duration::from_secs(2);
+
+/// How long the end of a shift is waited for at once.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// No request was ever heard, and nothing said of that.
 static SILENCE: AtomicBool = AtomicBool::new(true);
@@ -45,11 +55,10 @@ pub(super) struct Workspace {
     spans: Spans,
     scratch: Scratch,
     heads: Vec<u16>,
-    poll: BusyPoll,
 }
 
 thread_local! {
-    /// The buffers of a thread that serves a request beside the queue.
+    /// The buffers of a thread that serves.
     pub(super) static WORKSPACE: RefCell<Workspace> = RefCell::default();
 }
 
@@ -65,16 +74,69 @@ pub(super) struct Common<F> {
     pub(super) server_helpers: Arc<Helpers>,
     /// Threads that wait for locks.
     pub(super) lock_helpers: Arc<Helpers>,
+    /// Who looks after threads that are in one request for too long.
+    pub(super) relief: Relief,
 }
 
-/// A chain: its head and its two sides.
-type Chain<'a> = (u16, Readable<'a>, Writable<'a>);
+/// Who serves a queue.
+#[derive(Default)]
+struct Shift {
+    /// The number of the shift; 0 while there is none.
+    now: u64,
+    /// That of the last one.
+    last: u64,
+    /// Chains that were taken and not begun.
+    heads: VecDeque<u16>,
+    /// How many requests were begun in all shifts.
+    begun: u64,
+    is_in_request: bool,
+    /// The server is about to wait, or waits.
+    is_urgent: bool,
+    /// Threads that wait for the end of it; to tell nobody is a system call too.
+    waiting: usize,
+    /// What was lent for those who were relieved and are not back, by their shifts.
+    relieved: Vec<(u64, Box<dyn Send>)>,
+}
+
+/// What a thread does next in its shift.
+enum Next {
+    /// It serves this chain.
+    Serve(u16),
+    /// There are no more chains.
+    Nothing,
+    /// It was relieved, and has nothing to do with the queue any more.
+    IsRelieved,
+}
+
+/// A request that a thread is in: its shift, and which of all.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct InRequest {
+    shift: u64,
+    number: u64,
+}
+
+/// The two sides of a chain.
+type Sides<'a> = (Readable<'a>, Writable<'a>);
+
+/// What became of a chain.
+enum Served {
+    /// It was handed back, or handed to another thread.
+    Here,
+    /// This thread is to wait for it, and has counted it.
+    IsToWait(u16),
+    /// The same as the first, but the thread was relieved meanwhile.
+    AfterRelief,
+}
 
 /// One queue of the device.
 pub(super) struct Queue {
     index: usize,
-    /// Held while the queue is served, by its thread or its standby.
-    serving: Mutex<Workspace>,
+    shift: Mutex<Shift>,
+    shift_ends: Condvar,
+    /// Used in a shift.
+    poll: Mutex<BusyPoll>,
+    /// Whether it is polled at all.
+    polls: bool,
     /// Set when the guest broke the ring; nothing is served until it is reset.
     broken: AtomicBool,
     /// Set while somebody waits for the end of what is being served.
@@ -118,13 +180,13 @@ impl Queue {
     /// besides its own.
     /// Before its thread sleeps it polls the ring for at most `polled_for`.
     pub(super) fn new(index: usize, threads_elsewhere: usize, polled_for: Duration) -> Self {
-        let workspace = Workspace {
-            poll: BusyPoll::new(polled_for),
-            ..Workspace::default()
-        };
+        let poll = BusyPoll::new(polled_for);
         Self {
             index,
-            serving: Mutex::new(workspace),
+            shift: Mutex::default(),
+            shift_ends: Condvar::new(),
+            polls: poll.is_wanted(),
+            poll: Mutex::new(poll),
             broken: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             elsewhere: Mutex::default(),
@@ -164,9 +226,32 @@ impl Queue {
     /// `interrupt_waits` sees to.
     pub(super) fn drain(&self, interrupt_waits: impl Fn()) {
         self.stopping.store(true, Ordering::Release);
-        drop(lock(&self.serving));
+        let mut shift = lock(&self.shift);
+        while shift.now != 0 {
+            shift = self.await_end(shift);
+        }
+        let left = shift.heads.len() as u16;
+        shift.heads.clear();
         self.stopping.store(false, Ordering::Release);
+        drop(shift);
+        if let Some(vring) = self.vring() {
+            // They stay available for whoever goes on.
+            let mut state = vring.get_mut();
+            let queue = state.get_queue_mut();
+            queue.set_next_avail(queue.next_avail().wrapping_sub(left));
+        }
+        let begun = Instant::now();
+        let mut is_said = false;
         while lock(&self.elsewhere).requests > 0 {
+            if !is_said && begun.elapsed() > LONG_STOP {
+                is_said = true;
+                log::warn!(
+                    "queue {} is to stop and waits for {} requests whose file system does not \
+                     answer; thaw it, or unmount it by force",
+                    self.index,
+                    lock(&self.elsewhere).requests
+                );
+            }
             interrupt_waits();
             let mut elsewhere = lock(&self.elsewhere);
             if elsewhere.requests > 0 {
@@ -211,6 +296,149 @@ impl Queue {
         }
     }
 
+    /// Begins a shift, at the end of the one that there is.
+    fn begin_shift(&self, relief: &Relief) -> u64 {
+        let mut shift = lock(&self.shift);
+        while shift.now != 0 {
+            shift = self.await_end(shift);
+        }
+        let number = shift.begin();
+        drop(shift);
+        relief.work_begins();
+        number
+    }
+
+    fn await_end<'a>(&self, mut shift: MutexGuard<'a, Shift>) -> MutexGuard<'a, Shift> {
+        shift.waiting += 1;
+        (shift, _) = wait_for(&self.shift_ends, shift, A_WHILE);
+        shift.waiting -= 1;
+        shift
+    }
+
+    /// Begins a shift if there is none.
+    fn try_begin_shift(&self) -> Option<u64> {
+        let mut shift = lock(&self.shift);
+        (shift.now == 0).then(|| shift.begin())
+    }
+
+    /// Ends a shift, unless its thread was relieved.
+    fn end_shift(&self, number: u64) {
+        let mut shift = lock(&self.shift);
+        if shift.now == number {
+            self.end(&mut shift);
+        }
+    }
+
+    fn end(&self, shift: &mut Shift) {
+        shift.now = 0;
+        shift.is_in_request = false;
+        shift.is_urgent = false;
+        if shift.waiting > 0 {
+            self.shift_ends.notify_all();
+        }
+    }
+
+    /// The request that the thread is in that has the shift, and whether it is about to
+    /// wait there.
+    pub(super) fn in_request(&self) -> Option<(InRequest, bool)> {
+        let shift = lock(&self.shift);
+        let request = InRequest {
+            shift: shift.now,
+            number: shift.begun,
+        };
+        shift.is_in_request.then_some((request, shift.is_urgent))
+    }
+
+    /// Whether a thread has the shift.
+    pub(super) fn is_served(&self) -> bool {
+        lock(&self.shift).now != 0
+    }
+
+    /// The thread that has the shift is about to wait.
+    pub(super) fn is_about_to_wait(&self, relief: &Relief) {
+        let mut shift = lock(&self.shift);
+        if shift.is_in_request {
+            shift.is_urgent = true;
+            drop(shift);
+            relief.is_urgent();
+        }
+    }
+
+    /// Relieves the thread that has the shift, if it is in this request still: the
+    /// next to look at the queue has the next shift. What was `lent` is kept until the
+    /// thread is back.
+    pub(super) fn relieve(&self, request: InRequest, lent: impl Send + 'static) -> bool {
+        let mut shift = lock(&self.shift);
+        let is_it = (shift.now, shift.begun) == (request.shift, request.number);
+        if !shift.is_in_request || !is_it {
+            return false;
+        }
+        lock(&self.elsewhere).requests += 1;
+        let number = shift.now;
+        shift.relieved.push((number, Box::new(lent)));
+        self.end(&mut shift);
+        true
+    }
+
+    /// A thread that was relieved is back.
+    fn is_back(&self, number: u64) {
+        let mut shift = lock(&self.shift);
+        let place = shift.relieved.iter().position(|(of, _)| *of == number);
+        let lent = place.map(|place| shift.relieved.swap_remove(place));
+        drop(shift);
+        // Which takes other locks.
+        drop(lent);
+    }
+
+    /// The chains that a thread which was relieved has taken and not begun, if there are
+    /// any and the queue runs.
+    fn inherited(&self, vring: &Vring) -> Option<Taken> {
+        if lock(&self.shift).heads.is_empty() || self.broken.load(Ordering::Acquire) {
+            return None;
+        }
+        let state = vring.get_ref();
+        let queue = state.get_queue();
+        (state.is_enabled() && queue.ready()).then(|| Taken {
+            layout: layout(&state),
+            next_available: queue.next_avail(),
+        })
+    }
+
+    /// The next chain of those that were taken, to which `more` were added.
+    fn next(&self, number: u64, more: &mut Vec<u16>) -> Next {
+        let mut shift = lock(&self.shift);
+        if shift.now != number {
+            return Next::IsRelieved;
+        }
+        shift.heads.extend(more.drain(..));
+        shift.is_in_request = false;
+        shift.is_urgent = false;
+        if self.stopping.load(Ordering::Acquire) {
+            return Next::Nothing;
+        }
+        match shift.heads.pop_front() {
+            None => Next::Nothing,
+            Some(head) => {
+                shift.begun += 1;
+                shift.is_in_request = true;
+                Next::Serve(head)
+            }
+        }
+    }
+
+    /// Counts the request of this shift as one that another thread will serve; gives
+    /// how many there were, and whether no other chain was taken. `None` where its
+    /// thread was relieved: then it is counted.
+    fn hand_over(&self, number: u64, size: u16) -> Result<Option<(usize, bool)>, RingError> {
+        let mut shift = lock(&self.shift);
+        if shift.now != number {
+            return Ok(None);
+        }
+        let others = self.count_elsewhere(1, size)?;
+        shift.is_in_request = false;
+        Ok(Some((others, shift.heads.is_empty())))
+    }
+
     /// Serves everything that is available, on this thread. What needs more than
     /// `patience` is handed to `elsewhere`, which has it served by
     /// [`Queue::serve_one`] on another thread; or if it waits for a disk and is the
@@ -224,61 +452,95 @@ impl Queue {
         elsewhere: impl Fn(u16, Wait),
         lend: impl Fn() -> Option<L>,
     ) {
-        let mut workspace = lock(&self.serving);
-        workspace.poll.woken();
-        while let Some(taken) = self.take_or_poll(device, vring, &mut workspace) {
+        let mut shift = self.begin_shift(&device.relief);
+        if self.polls {
+            lock(&self.poll).woken();
+        }
+        loop {
+            let waits_here = WORKSPACE.with_borrow_mut(|workspace| {
+                self.serve_shift(shift, device, vring, patience, &elsewhere, workspace)
+            });
+            let Some(head) = waits_here else { return };
+            let Some(again) = self.wait_for_disk(device, vring, head, &elsewhere, &lend) else {
+                return;
+            };
+            shift = again;
+        }
+    }
+
+    /// Serves until there is nothing more, and ends the shift; gives the chain that
+    /// this thread is to wait for itself, if there is one.
+    fn serve_shift<F: FileSystem>(
+        &self,
+        shift: u64,
+        device: &Common<F>,
+        vring: &Vring,
+        patience: Patience,
+        elsewhere: &impl Fn(u16, Wait),
+        workspace: &mut Workspace,
+    ) -> Option<u16> {
+        // Those that the one before had taken come first.
+        let mut inherited = self.inherited(vring);
+        while let Some(taken) = inherited
+            .take()
+            .or_else(|| self.take_or_poll(device, vring, &mut workspace.heads))
+        {
             // The map must not be older than the chains: memory that the front
             // end has just added may hold their buffers.
             let map = device.memory.memory();
             let memory = Memory::new(&map, &device.logging);
             let is_alone = workspace.heads.len() == 1;
-            let waits_here = Cell::new(None);
             let served = self.serve_batch(
+                shift,
                 memory,
-                vring,
-                &taken,
-                &mut workspace,
-                |ring, sides, scratch| {
-                    let (head, request, reply) = sides;
+                (vring, &taken),
+                workspace,
+                |ring, head, sides, scratch| {
+                    let (request, reply) = sides;
                     match device.server.handle(scratch, request, reply, patience) {
-                        Ok(len) => hand_back(vring, ring, Used { head, len }),
+                        Ok(len) => {
+                            hand_back(vring, ring, Used { head, len });
+                            Ok(Served::Here)
+                        }
                         Err(MustWait(wait)) => {
-                            let others = self.count_elsewhere(1, taken.layout.size)?;
-                            if wait == Wait::ForDisk && is_alone && others == 0 {
-                                waits_here.set(Some(head));
-                            } else {
-                                elsewhere(head, wait);
+                            let counted = self.hand_over(shift, taken.layout.size)?;
+                            match counted {
+                                Some((0, true)) if wait == Wait::ForDisk && is_alone => {
+                                    return Ok(Served::IsToWait(head));
+                                }
+                                _ => elsewhere(head, wait),
                             }
+                            Ok(match counted {
+                                Some(_) => Served::Here,
+                                None => Served::AfterRelief,
+                            })
                         }
                     }
-                    Ok(())
                 },
             );
             drop(map);
-            if let Some(head) = waits_here.get() {
-                if self.has_more(device, vring) {
-                    elsewhere(head, Wait::ForDisk);
-                    continue;
+            match served {
+                Served::Here => {}
+                Served::IsToWait(head) => {
+                    if self.has_more(device, vring) {
+                        elsewhere(head, Wait::ForDisk);
+                        continue;
+                    }
+                    self.end_shift(shift);
+                    return Some(head);
                 }
-                drop(workspace);
-                let Some(again) = self.wait_for_disk(device, vring, head, &elsewhere, &lend) else {
-                    return;
-                };
-                workspace = again;
-                continue;
+                Served::AfterRelief => {
+                    device.server.is_back();
+                    self.is_back(shift);
+                    return None;
+                }
             }
-            let left = workspace.heads.len() - served;
-            if self.broken.load(Ordering::Acquire) {
-                return;
-            }
-            if left > 0 {
-                // Stopped: they stay available for whoever goes on.
-                let mut state = vring.get_mut();
-                let queue = state.get_queue_mut();
-                queue.set_next_avail(queue.next_avail().wrapping_sub(left as u16));
-                return;
+            if self.broken.load(Ordering::Acquire) || self.stopping.load(Ordering::Acquire) {
+                break;
             }
         }
+        self.end_shift(shift);
+        None
     }
 
     /// Whether there is a request that was not taken; if not, the guest is asked to
@@ -301,19 +563,19 @@ impl Queue {
         head: u16,
         elsewhere: impl Fn(u16, Wait),
         lend: impl Fn() -> Option<L>,
-    ) -> Option<MutexGuard<'_, Workspace>> {
+    ) -> Option<u64> {
         let Some(lent) = lend() else {
             elsewhere(head, Wait::ForDisk);
-            return Some(lock(&self.serving));
+            return Some(self.begin_shift(&device.relief));
         };
         let mut lent = Some(lent);
-        let mut serving = None;
+        let mut shift = None;
         // Before the guest hears of it and sends the next request, that one must
         // have stopped to be the standby's.
         let take_back = |ring: &Ring<'_>| {
             lent.take();
-            serving = try_lock(&self.serving);
-            if serving.is_some() {
+            shift = self.try_begin_shift();
+            if shift.is_some() {
                 ring.withdraw_kick(vring.get_ref().get_queue().next_avail());
             }
         };
@@ -326,7 +588,10 @@ impl Queue {
             None => self.count_back(),
             Some(wait) => elsewhere(head, wait),
         }
-        serving
+        if shift.is_some() {
+            device.relief.work_begins();
+        }
+        shift
     }
 
     /// Takes what is available and hands each chain to `elsewhere`, which has it
@@ -337,14 +602,21 @@ impl Queue {
         vring: &Vring,
         mut elsewhere: impl FnMut(u16),
     ) {
-        let mut workspace = lock(&self.serving);
-        workspace.poll.woken();
-        while let Some(taken) = self.take_or_poll(device, vring, &mut workspace) {
-            if let Err(why) = self.count_elsewhere(workspace.heads.len(), taken.layout.size) {
-                return self.give_up(vring, why);
-            }
-            workspace.heads.iter().copied().for_each(&mut elsewhere);
+        let shift = self.begin_shift(&device.relief);
+        if self.polls {
+            lock(&self.poll).woken();
         }
+        WORKSPACE.with_borrow_mut(|workspace| {
+            let heads = &mut workspace.heads;
+            while let Some(taken) = self.take_or_poll(device, vring, heads) {
+                if let Err(why) = self.count_elsewhere(heads.len(), taken.layout.size) {
+                    self.give_up(vring, why);
+                    break;
+                }
+                heads.drain(..).for_each(&mut elsewhere);
+            }
+        });
+        self.end_shift(shift);
     }
 
     /// Counts requests that another thread will serve; gives how many there were.
@@ -426,16 +698,15 @@ impl Queue {
         &self,
         device: &Common<F>,
         vring: &Vring,
-        workspace: &mut Workspace,
+        heads: &mut Vec<u16>,
     ) -> Option<Taken> {
-        let Workspace { heads, poll, .. } = workspace;
-        if !poll.is_wanted() {
+        if !self.polls {
             return self.take(device, vring, heads, WhenEmpty::AskForKick);
         }
         if let Some(taken) = self.take(device, vring, heads, WhenEmpty::StayQuiet) {
             return Some(taken);
         }
-        self.poll(device, vring, poll);
+        self.poll(device, vring, &mut lock(&self.poll));
         self.take(device, vring, heads, WhenEmpty::AskForKick)
     }
 
@@ -526,38 +797,62 @@ impl Queue {
         }
     }
 
-    /// Serves the chains in `workspace.heads`, in order; gives how many, which
-    /// is fewer than all when the queue is to stop or the guest broke the ring.
+    /// Serves chains in order, those in `workspace.heads` last, until there are no more
+    /// or the queue is to stop. One that breaks the ring ends it, too.
     fn serve_batch(
         &self,
+        shift: u64,
         memory: Memory<'_>,
-        vring: &Vring,
-        taken: &Taken,
+        (vring, taken): (&Vring, &Taken),
         workspace: &mut Workspace,
-        serve: impl Fn(&Ring<'_>, Chain<'_>, &mut Scratch) -> Result<(), RingError>,
-    ) -> usize {
+        serve: impl Fn(&Ring<'_>, u16, Sides<'_>, &mut Scratch) -> Result<Served, RingError>,
+    ) -> Served {
         let Workspace {
             spans,
             scratch,
             heads,
-            ..
         } = workspace;
-        let mut served = 0;
         let outcome = Ring::new(memory, &taken.layout).and_then(|ring| {
-            for head in heads.iter().copied() {
-                if self.stopping.load(Ordering::Acquire) {
-                    break;
+            loop {
+                match self.next(shift, heads) {
+                    Next::Serve(head) => {
+                        let served = serve(&ring, head, ring.gather(head, spans)?, scratch)?;
+                        if !matches!(served, Served::Here) {
+                            return Ok(served);
+                        }
+                    }
+                    Next::Nothing => return Ok(Served::Here),
+                    Next::IsRelieved => {
+                        self.count_back();
+                        return Ok(Served::AfterRelief);
+                    }
                 }
-                let (request, reply) = ring.gather(head, spans)?;
-                serve(&ring, (head, request, reply), scratch)?;
-                served += 1;
             }
-            Ok(())
         });
-        if let Err(why) = outcome {
+        outcome.unwrap_or_else(|why| {
             self.give_up(vring, why);
+            self.abandon(shift)
+        })
+    }
+
+    /// The ring is broken: what was taken of it is dropped.
+    fn abandon(&self, number: u64) -> Served {
+        let mut shift = lock(&self.shift);
+        shift.heads.clear();
+        if shift.now == number {
+            return Served::Here;
         }
-        served
+        drop(shift);
+        self.count_back();
+        Served::AfterRelief
+    }
+}
+
+impl Shift {
+    fn begin(&mut self) -> u64 {
+        self.last += 1;
+        self.now = self.last;
+        self.now
     }
 }
 

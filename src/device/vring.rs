@@ -12,7 +12,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
@@ -27,6 +27,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::MAX_QUEUE_SIZE;
 use crate::guest::GuestMemory;
+use crate::sys::adopt_fd::adopt_fd;
 use crate::sys::locks::lock;
 
 type Map = GuestMemoryAtomic<GuestMemory>;
@@ -115,6 +116,20 @@ impl Vring {
         self.own.has_bad_size.load(Ordering::Relaxed)
     }
 
+    /// Has whoever listens look at the ring.
+    pub(super) fn kick(&self) {
+        let kick = self
+            .library
+            .get_ref()
+            .get_kick()
+            .as_ref()
+            .and_then(|kick| kick.try_clone().ok());
+        if let Some(kick) = kick.and_then(|kick| adopt_fd(kick.into_raw_fd()).ok()) {
+            // One that is full is heard as well.
+            let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+        }
+    }
+
     /// Has the queue's thread wait for the kick, or not.
     fn listen(&self, state: &VringState<Map>, is_wanted: bool) -> io::Result<()> {
         if let Some(kick) = state.get_kick().as_ref().map(AsRawFd::as_raw_fd)
@@ -187,7 +202,6 @@ impl VringT<Map> for Vring {
     /// which the front end may keep, would keep the thread busy.
     fn set_kick(&self, file: Option<File>) {
         never_wait(file.as_ref());
-        let again = file.as_ref().and_then(|file| file.try_clone().ok());
         let _ = self.listen(&self.library.get_ref(), false);
         self.library.set_kick(file);
         self.own.is_deaf.store(false, Ordering::Relaxed);
@@ -199,9 +213,7 @@ impl VringT<Map> for Vring {
         drop(state);
         match listening {
             // What the guest has kicked for by the one before is looked for.
-            Ok(()) => {
-                let _ = again.map(|mut kick| kick.write(&1u64.to_ne_bytes()));
-            }
+            Ok(()) => self.kick(),
             Err(error) => self.be_deaf(&error),
         }
     }

@@ -24,6 +24,7 @@ use super::lookup::{
 use crate::fs::Result;
 use crate::id::NodeId;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
+use crate::sys::long_wait;
 use crate::sys::shared_fd::SharedFd;
 
 /// So often an inode is looked for whose names the guest changes meanwhile.
@@ -369,7 +370,10 @@ impl Passthrough {
                     // Soon it can be closed, and till then the guest can wait.
                     if too_young == MAX_YOUNG {
                         match if_young {
-                            IfYoung::Wait => std::thread::sleep(SETTLED_AFTER),
+                            IfYoung::Wait => {
+                                long_wait::is_near();
+                                std::thread::sleep(SETTLED_AFTER);
+                            }
                             IfYoung::GiveUp => return false,
                         }
                     }

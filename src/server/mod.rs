@@ -8,7 +8,7 @@
 mod dispatch;
 mod read_only;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::fs::{Failure, FileSystem, Patience, Wait};
 use crate::fuse::abi::{InHeader, OutHeader};
 use crate::fuse::decode::decode;
-use crate::fuse::opcode::{Answer, Body, Opcode, Waits};
+use crate::fuse::opcode::{Answer, Body, Effect, Opcode, Waits};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
 use crate::guest::memory_is_lost;
@@ -60,6 +60,8 @@ pub struct Server<F> {
     is_loading: AtomicBool,
     /// What that INIT agreed on.
     features: AtomicU64,
+    /// Requests that wait where it could not be foreseen.
+    stuck: AtomicUsize,
 }
 
 impl<F: FileSystem> Server<F> {
@@ -72,6 +74,7 @@ impl<F: FileSystem> Server<F> {
             in_session: AtomicBool::new(false),
             is_loading: AtomicBool::new(false),
             features: AtomicU64::new(0),
+            stuck: AtomicUsize::new(0),
         }
     }
 
@@ -158,7 +161,10 @@ impl<F: FileSystem> Server<F> {
             (Some(_), Answer::Bytes(least)) if room < least => Err(Errno::INVAL.into()),
             (Some(opcode), _) => match self.wait_of(opcode, &header, patience) {
                 Some(wait) => Err(Failure::MustWait(wait)),
-                None => self.serve(scratch, opcode, &header, &mut request, &mut reply, patience),
+                None => {
+                    let sides = (&mut request, &mut reply);
+                    self.serve(scratch, opcode, &header, sides, patience)
+                }
             },
         };
         let (len, error) = match result {
@@ -201,13 +207,28 @@ impl<F: FileSystem> Server<F> {
             return None;
         }
         let node = NodeId(header.nodeid);
+        // A file system that is frozen keeps back everybody who wants to change it.
+        let may_be_stuck =
+            opcode.effect() != Effect::Reads && self.stuck.load(Ordering::Relaxed) > 0;
         match opcode.waits() {
-            Waits::No | Waits::Tried => None,
+            Waits::No => None,
+            Waits::Tried if !may_be_stuck => None,
             Waits::UnlessInMemory if self.fs.is_in_memory(node) => None,
             _ if self.fs.is_slow(node) => Some(Wait::ForServer),
-            Waits::IfSlow => None,
-            Waits::Always | Waits::UnlessInMemory => Some(Wait::ForDisk),
+            Waits::IfSlow if !may_be_stuck => None,
+            _ => Some(Wait::ForDisk),
         }
+    }
+
+    /// A thread that was not to wait does: while it is not back, requests that change
+    /// something wait beside their queues.
+    pub fn is_stuck(&self) {
+        self.stuck.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is back.
+    pub fn is_back(&self) {
+        self.stuck.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Copies the body out, decodes it and lets the file system work.
@@ -216,8 +237,7 @@ impl<F: FileSystem> Server<F> {
         scratch: &mut Scratch,
         opcode: Opcode,
         header: &InHeader,
-        request: &mut Readable<'_>,
-        reply: &mut Writable<'_>,
+        (request, reply): (&mut Readable<'_>, &mut Writable<'_>),
         patience: Patience,
     ) -> Result<(), Failure> {
         let stated = (header.len as usize)

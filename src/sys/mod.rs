@@ -10,6 +10,7 @@ pub mod file_handle;
 pub mod ioctl;
 pub mod lock;
 pub mod locks;
+pub mod long_wait;
 pub mod process;
 pub mod shared_fd;
 pub mod stderr;
