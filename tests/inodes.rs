@@ -844,3 +844,77 @@ fn a_million_inodes_with_few_descriptors() {
         160,
     );
 }
+
+/// Lock files and links to the current version are replaced like that.
+#[test]
+fn a_file_whose_name_is_replaced_can_be_opened_until_the_guest_forgets_it() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("opening by handle needs root: skips itself");
+    }
+    let mut session = Session::new(&["--inode-file-handles=mandatory"]);
+    let fds = session.daemon.open_fds();
+    fs::create_dir(session.path("dir")).unwrap();
+    for round in 0..3 {
+        session.put("name", "old");
+        session.put("new", "new");
+        let c = &mut session.client;
+        let old = c.lookup(ROOT, "name").unwrap().nodeid;
+        c.rename((ROOT, "new"), (ROOT, "name")).unwrap();
+        c.getattr(old).unwrap();
+        let open = c.open(old, libc::O_RDONLY).unwrap().fh;
+        assert_eq!(c.read(old, open, 0, 10).unwrap(), b"old");
+        c.release(old, open).unwrap();
+        let new = c.lookup(ROOT, "name").unwrap().nodeid;
+        assert_ne!(old, new);
+        let open = c.open(new, libc::O_RDONLY).unwrap().fh;
+        assert_eq!(c.read(new, open, 0, 10).unwrap(), b"new");
+        c.release(new, open).unwrap();
+        c.forget(old, 1);
+        c.forget(new, 1);
+        c.getattr(ROOT).unwrap();
+        session.daemon.expect_open_fds(fds);
+        // A rename that replaces nothing, or itself, is what it always was.
+        let c = &mut session.client;
+        let to = format!("other-{round}");
+        c.rename((ROOT, "name"), (ROOT, &to)).unwrap();
+        assert_eq!(c.lookup(ROOT, "name").err(), Some(libc::ENOENT));
+        session.put("dir/full", "");
+        let c = &mut session.client;
+        let refused = c.rename((ROOT, &to), (ROOT, "dir")).err();
+        assert_eq!(refused, Some(libc::EISDIR));
+    }
+    session.finish();
+}
+
+/// The name by which it is known goes, and no descriptor is left for it.
+#[test]
+fn a_hard_linked_file_is_not_lost_when_descriptors_are_short() {
+    let mut session = Session::new(&["--inode-file-handles=never", "--rlimit-nofile=760"]);
+    session.put("file", "text");
+    fs::create_dir(session.path("d")).unwrap();
+    session.put("other", "");
+    let c = &mut session.client;
+    let dir = c.lookup(ROOT, "d").unwrap().nodeid;
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    c.link(node, dir, "linked").unwrap();
+    c.lookup(ROOT, "file").unwrap();
+    let other = c.lookup(ROOT, "other").unwrap().nodeid;
+    let mut opened = Vec::new();
+    loop {
+        match c.open(other, libc::O_RDONLY) {
+            Ok(open) => opened.push(open.fh),
+            Err(errno) => {
+                assert_eq!(errno, libc::ENFILE);
+                break;
+            }
+        }
+    }
+    c.unlink(ROOT, "file").unwrap();
+    assert_eq!(c.getattr(node).unwrap().attr.nlink, 1);
+    for fh in opened {
+        c.release(other, fh).unwrap();
+    }
+    let open = c.open(node, libc::O_RDONLY).unwrap().fh;
+    assert_eq!(c.read(node, open, 0, 10).unwrap(), b"text");
+    session.finish();
+}

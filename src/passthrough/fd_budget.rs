@@ -7,10 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
+/// Descriptors that may be held beyond a budget: the daemon's own reserve has room for
+/// them.
+const MAX_BEYOND: usize = 32;
+
 /// How many descriptors the guest may still cause to be held.
 #[derive(Debug)]
 pub struct FdBudget {
     left: AtomicUsize,
+    /// Those that are held beyond it. They are the last to be given back.
+    beyond: AtomicUsize,
     total: usize,
     reported: AtomicBool,
 }
@@ -20,6 +26,7 @@ impl FdBudget {
     pub fn new(total: usize) -> Arc<Self> {
         Arc::new(Self {
             left: AtomicUsize::new(total),
+            beyond: AtomicUsize::new(0),
             total,
             reported: AtomicBool::new(false),
         })
@@ -28,7 +35,8 @@ impl FdBudget {
     /// How many descriptors are held, and how many may be.
     pub fn usage(&self) -> (usize, usize) {
         let left = self.left.load(Ordering::Relaxed);
-        (self.total.saturating_sub(left), self.total)
+        let beyond = self.beyond.load(Ordering::Relaxed);
+        (self.total.saturating_sub(left) + beyond, self.total)
     }
 
     /// Takes a place for one descriptor, before it is opened; where none is
@@ -64,9 +72,24 @@ impl FdBudget {
             .is_ok()
     }
 
+    /// The same beyond the budget, for what would be lost otherwise; not without end.
+    #[must_use]
+    pub fn take_beyond(&self) -> bool {
+        let one_more = |beyond| (beyond < MAX_BEYOND).then_some(beyond + 1);
+        self.beyond
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .is_ok()
+    }
+
     /// Gives a place back that was taken.
     pub fn give_back(&self) {
-        self.left.fetch_add(1, Ordering::Relaxed);
+        let one_more = |left| (left < self.total).then_some(left + 1);
+        let given = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        if given.is_err() {
+            self.beyond.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -122,6 +145,22 @@ mod tests {
         assert_eq!(budget.reserve(|| false).unwrap_err(), Errno::NFILE);
         drop((first, third));
         assert!(budget.reserve(|| false).is_ok());
+    }
+
+    #[test]
+    fn so_many_are_held_beyond_it_and_no_more() {
+        let budget = FdBudget::new(1);
+        assert!(budget.take());
+        let beyond = (0..1000).take_while(|_| budget.take_beyond()).count();
+        assert_eq!(beyond, MAX_BEYOND);
+        assert_eq!(budget.usage(), (1 + beyond, 1));
+        budget.give_back();
+        assert!(budget.take(), "the budget itself is as it was");
+        for _ in 0..=beyond {
+            budget.give_back();
+        }
+        assert_eq!(budget.usage(), (0, 1));
+        assert!(budget.take_beyond());
     }
 
     #[test]

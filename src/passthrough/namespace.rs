@@ -1,7 +1,7 @@
 //! Making, moving and removing names.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
@@ -9,12 +9,15 @@ use rustix::io::Errno;
 use super::Passthrough;
 use super::attr::decode_device;
 use super::inode::Node;
+use super::inode_store::NewPath;
+use super::lookup::{identify, open_path};
 use crate::fs::{Entry, Result};
 use crate::fuse::cursor::Name;
 use crate::fuse::extensions::Extensions;
 use crate::fuse::op::{Caller, MkdirArgs, MknodArgs, RenameArgs, SymlinkArgs};
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
+use crate::sys::shared_fd::SharedFd;
 
 /// What every request says that makes something.
 struct New<'a> {
@@ -133,11 +136,11 @@ impl Passthrough {
     pub(super) fn remove(&self, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
         let parent_node = self.node(parent)?;
         let unlinked = self.about_to_unlink(&parent_node, name.as_c_str());
-        let id = unlinked.as_ref().map(|node| node.id());
+        let id = unlinked.as_ref().map(|(node, _)| node.id());
         let moving = self.inodes.begin_move([id, None]);
         rustix::fs::unlinkat(&parent_node, name.as_c_str(), flags)?;
-        if let Some(unlinked) = unlinked {
-            self.keep_in_reach(&unlinked);
+        if let Some((unlinked, room)) = unlinked {
+            self.keep_in_reach((&unlinked, room), (parent, name.as_c_str()));
         }
         drop(moving);
         self.tracking
@@ -156,17 +159,20 @@ impl Passthrough {
         } else {
             (None, self.about_to_unlink(&to, new_name))
         };
-        let other = exchanged.or_else(|| replaced.as_ref().map(|node| node.id()));
+        let other = exchanged.or_else(|| replaced.as_ref().map(|(node, _)| node.id()));
         let moving = self.inodes.begin_move([moved, other]);
-        rustix::fs::renameat_with(&from, name, &to, new_name, flags)?;
+        let lost = self.rename((&from, name), (&to, new_name), flags)?;
         if let Some(moved) = moved {
             self.inodes.set_place(moved, to.id(), new_name);
         }
         if let Some(exchanged) = exchanged {
             self.inodes.set_place(exchanged, from.id(), name);
         }
-        if let Some(replaced) = replaced {
-            self.keep_in_reach(&replaced);
+        if let Some((replaced, room)) = replaced {
+            self.keep_in_reach((&replaced, room), (args.new_parent, new_name));
+        }
+        if let Some(lost) = lost {
+            self.keep_nameless(lost);
         }
         drop(moving);
         self.tracking.tell(|tracker| {
@@ -174,6 +180,55 @@ impl Passthrough {
             tracker.changed(args.new_parent, new_name);
         });
         Ok(())
+    }
+
+    /// Renames on the host. Gives what has lost its name by that, open, where it is held
+    /// by a handle: that leads nowhere once the last name is gone, and a program of the
+    /// guest that has just looked it up could not open it any more.
+    fn rename(
+        &self,
+        (from, name): (&Node, &CStr),
+        (to, new_name): (&Node, &CStr),
+        flags: RenameFlags,
+    ) -> Result<Option<OwnedFd>> {
+        let rename = |flags| rustix::fs::renameat_with(from, name, to, new_name, flags);
+        if !flags.is_empty() || to.mount().handles().is_none() {
+            return rename(flags).map(|()| None);
+        }
+        // Most often there is nothing to replace.
+        match rename(RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => {
+                let replaced = open_path(to, new_name).ok();
+                rename(flags).map(|()| replaced)
+            }
+            Err(Errno::INVAL) => rename(flags).map(|()| None),
+            renamed => renamed.map(|()| None),
+        }
+    }
+
+    /// Keeps what has no name any more until the guest forgets it, if it holds it.
+    fn keep_nameless(&self, file: OwnedFd) {
+        let Ok(found) = identify(file.as_fd()) else {
+            return;
+        };
+        // The one that is held by this number may be another file, from before.
+        if found.attr.nlink == 0
+            && found.identity.born.is_some()
+            && let Some(id) = self.inodes.find(&found.identity.key)
+            && self
+                .inodes
+                .get(id)
+                .is_some_and(|inode| inode.identity == found.identity)
+            && let Some(room) = self.path_room()
+            && let Ok(fd) = SharedFd::new(file)
+        {
+            let path = NewPath {
+                fd,
+                verified: true,
+                room,
+            };
+            self.inodes.keep_path(id, path);
+        }
     }
 
     /// READLINK.

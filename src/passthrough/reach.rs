@@ -431,7 +431,14 @@ impl Passthrough {
     /// once the name is gone it is for [`Passthrough::keep_in_reach`]. On a file
     /// system that goes by paths this is so even while it is open, and the number of
     /// its names may be an old one.
-    pub(super) fn about_to_unlink(&self, parent: &Node, name: &CStr) -> Option<Node> {
+    ///
+    /// Room for its descriptor is taken before: once the name is gone it would be lost
+    /// without one.
+    pub(super) fn about_to_unlink(
+        &self,
+        parent: &Node,
+        name: &CStr,
+    ) -> Option<(Node, Option<PathRoom<'_>>)> {
         if parent.mount().handles().is_some() {
             return None;
         }
@@ -447,14 +454,20 @@ impl Passthrough {
         if found.attr.nlink < 2 {
             return None;
         }
-        self.node(self.inodes.find(&found.identity.key)?).ok()
+        let node = self.node(self.inodes.find(&found.identity.key)?).ok()?;
+        let room = self.path_room().or_else(|| self.inodes.path_room_beyond());
+        Some((node, room))
     }
 
     /// Keeps the descriptor of an inode that has lost a name, for which another
     /// one may be closed. A file system that goes by paths, as some of FUSE do,
     /// cannot reach it by the lost name: there another name in the same directory is
     /// searched for, at once, while no other file can have its number.
-    pub(super) fn keep_in_reach(&self, node: &Node) {
+    pub(super) fn keep_in_reach(
+        &self,
+        (node, room): (&Node, Option<PathRoom<'_>>),
+        (parent, name): (NodeId, &CStr),
+    ) {
         let path = node.path();
         let Ok(inode) = self.inode(node.id()) else {
             return;
@@ -462,7 +475,7 @@ impl Passthrough {
         let is_good = || is_open_file(&path, &inode.identity);
         match &inode.held {
             Held::Name if is_good() => {
-                if let Some(room) = self.path_room() {
+                if let Some(room) = room {
                     let path = NewPath {
                         fd: path,
                         verified: true,
@@ -484,7 +497,7 @@ impl Passthrough {
                     return;
                 };
                 self.inodes.drop_path(node.id(), &path);
-                if let Some(room) = self.path_room() {
+                if let Some(room) = room {
                     let path = NewPath {
                         fd: other,
                         verified: true,
@@ -493,7 +506,8 @@ impl Passthrough {
                     self.inodes.keep_path(node.id(), path);
                 }
             }
-            _ => {}
+            // Another thread may just have found that it can be closed.
+            _ => self.inodes.pin_path_at(node.id(), parent, name),
         }
     }
 }

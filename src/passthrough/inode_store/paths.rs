@@ -1,6 +1,7 @@
 //! The descriptors that inodes are held by: how many there may be, and which one
 //! is closed when another needs its place.
 
+use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
 use super::super::inode::Identity;
@@ -62,6 +63,17 @@ impl InodeStore {
             return None;
         }
         Some(PathRoom { store: self })
+    }
+
+    /// Room beyond what there is, for an inode that would be lost without a descriptor;
+    /// not without end.
+    pub fn path_room_beyond(&self) -> Option<PathRoom<'_>> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        if self.budget.take_beyond() {
+            return Some(PathRoom { store: self });
+        }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        None
     }
 
     pub(super) fn give_room_back(&self) {
@@ -151,15 +163,19 @@ impl InodeStore {
     pub fn close_path(&self, id: NodeId, found: &Identity, settled: bool) {
         let mut shard = write(self.shard_of(id));
         self.may_be_closed.store(true, Ordering::Relaxed);
-        let path = shard.by_id_mut(&self.hasher, id).and_then(|slot| {
-            slot.born
-                .store(found.born.unwrap_or(UNBORN), Ordering::Relaxed);
-            if settled {
-                slot.set(flag::SETTLED);
-            }
-            slot.unset(flag::UNVERIFIED);
-            slot.path.take()
-        });
+        // It may have lost its name since it was looked at.
+        let slot = shard.by_id_mut(&self.hasher, id);
+        let path = slot
+            .filter(|slot| !slot.has(flag::PINNED))
+            .and_then(|slot| {
+                slot.born
+                    .store(found.born.unwrap_or(UNBORN), Ordering::Relaxed);
+                if settled {
+                    slot.set(flag::SETTLED);
+                }
+                slot.unset(flag::UNVERIFIED);
+                slot.path.take()
+            });
         drop(shard);
         if path.is_some() {
             self.give_room_back();
@@ -184,6 +200,17 @@ impl InodeStore {
     /// The descriptor stays open: by name the inode would not be found again.
     pub fn pin_path(&self, id: NodeId) {
         if let Some(slot) = read(self.shard_of(id)).by_id(&self.hasher, id) {
+            slot.set(flag::PINNED);
+        }
+    }
+
+    /// The name in this directory is gone: where it is the one by which an inode was to
+    /// be found, its descriptor stays open until it is found by another.
+    pub fn pin_path_at(&self, id: NodeId, parent: NodeId, name: &CStr) {
+        let shard = read(self.shard_of(id));
+        if let Some(slot) = shard.by_id(&self.hasher, id)
+            && shard.has_place(slot, parent, name)
+        {
             slot.set(flag::PINNED);
         }
     }
