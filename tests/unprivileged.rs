@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use common::daemon::{Daemon, WAITING, copy_binary};
 use common::frontend::{Config, HIPRIO, REQUEST, Vmm};
-use common::fuse_client::{Client, Request, SetAttr, groups_extension};
+use common::fuse_client::{Client, Lock, Request, SetAttr, groups_extension};
 use common::wire::{Encoder, FOPEN_DIRECT_IO, ROOT, op};
 use common::{PATIENCE, wait_readable};
 
@@ -914,4 +914,40 @@ fn a_file_that_can_only_be_written_is_written_without_the_guests_cache() {
     daemon.wait();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(fs::read(&file).unwrap(), b"tEXt");
+}
+
+#[test]
+fn a_file_that_may_not_be_opened_again_is_locked_by_one_process_at_a_time() {
+    let place = Place::new();
+    let (uid, gid) = user();
+    chown(place.path("share"), Some(uid), Some(gid)).unwrap();
+    let uids = format!("--translate-uid=map:0:{uid}:1");
+    let gids = format!("--translate-gid=map:0:{gid}:1");
+    let mut daemon = place.start(&["--sandbox=none", "--posix-lock", &uids, &gids]);
+    let (vmm, mut client) = place.mount();
+    let (entry, open) = client.create(ROOT, "file", libc::O_RDWR, 0o400).unwrap();
+    let (node, fh) = (entry.nodeid, open.fh);
+    let lock = |owner: u64, kind: i32| Lock {
+        owner,
+        start: 0,
+        end: 9,
+        kind,
+        pid: 7,
+        flags: 0,
+    };
+    let (mine, others) = (lock(1, libc::F_WRLCK), lock(2, libc::F_WRLCK));
+    client.setlk(node, fh, &mine).unwrap();
+    assert_eq!(client.setlk(node, fh, &others), Err(libc::ENOLCK));
+    let found = client.getlk(node, fh, &others).unwrap();
+    assert_eq!(
+        (found.kind, found.start, found.end, found.pid),
+        (libc::F_WRLCK, 0, 9, 7)
+    );
+    // It ends with the process, although the file stays open.
+    client.flush_owner(node, fh, 1).unwrap();
+    client.setlk(node, fh, &others).unwrap();
+    client.setlk(node, fh, &lock(2, libc::F_UNLCK)).unwrap();
+    client.release(node, fh).unwrap();
+    drop((vmm, client));
+    daemon.wait();
 }

@@ -33,13 +33,13 @@ use super::handles::Handle;
 use crate::fs::{Failure, Locking, Patience, Result, Wait, Waiting};
 use crate::fuse::abi::FileLock;
 use crate::fuse::flags::init;
-use crate::fuse::op::{LockArgs, LockKind, LockOwner};
+use crate::fuse::op::{LockArgs, LockKind, LockOwner, LockRange};
 use crate::id::{HandleId, NodeId};
 use crate::sys::lock::{
     RecordLock, conflicting_record_lock, set_record_lock, wait_for_record_lock,
 };
 use crate::sys::locks::lock;
-use record::{Held, Table, WHOLE_FILE, Wish, from_host, to_host};
+use record::{Held, Table, WHOLE_FILE, Wish, conflict, from_host, to_host};
 use waiting::Waiters;
 
 /// The most ranges that all owners may hold: each is memory of the host's kernel.
@@ -66,20 +66,25 @@ impl Locks {
     }
 
     /// Notes the file that an owner locks by; gives the one that another thread
-    /// was quicker to note.
-    fn enter(
-        &self,
-        node: NodeId,
-        args: &LockArgs,
-        file: GuestFd,
-        is_writable: bool,
-    ) -> Arc<GuestFd> {
+    /// was quicker to note. `None` where it is the handle's own and another owner
+    /// locks by such a one: to the host the two would be one.
+    fn enter(&self, node: NodeId, args: &LockArgs, opened: Opened) -> Option<Arc<GuestFd>> {
+        let Opened {
+            file,
+            is_writable,
+            is_handles,
+        } = opened;
         let mut table = lock(&self.table);
+        let is_others = |(owner, held): (LockOwner, &Held)| owner != args.owner && held.is_handles;
+        if is_handles && table.of_node(node).any(is_others) {
+            return None;
+        }
         let held = table
             .held
             .entry((node, args.owner))
             .or_insert_with(|| Held {
                 file: Arc::new(file),
+                is_handles,
                 is_writable,
                 pid: args.pid,
                 handles: HashSet::new(),
@@ -88,7 +93,28 @@ impl Locks {
         held.handles.insert(args.handle);
         let file = Arc::clone(&held.file);
         self.entries.store(table.held.len(), Ordering::Relaxed);
-        file
+        Some(file)
+    }
+
+    /// What another owner has locked by a handle's own file, and is in the way: the
+    /// host does not tell it from the one who asks.
+    fn in_the_way(&self, node: NodeId, args: &LockArgs, kind: LockKind) -> Option<FileLock> {
+        let table = lock(&self.table);
+        let mut others = table
+            .of_node(node)
+            .filter(|(owner, held)| *owner != args.owner && held.is_handles);
+        others.find_map(|(_, held)| {
+            let meets = |(range, held): &&(LockRange, LockKind)| {
+                range.overlaps(args.range) && conflict(*held, kind)
+            };
+            let (range, kind) = *held.ranges.iter().find(meets)?;
+            Some(FileLock {
+                start: range.start,
+                end: range.end,
+                kind: to_host(range, Some(kind)).kind as u32,
+                pid: held.pid,
+            })
+        })
     }
 
     /// Notes what the host has granted; false if the owner has closed the file
@@ -178,10 +204,18 @@ impl Locks {
     }
 }
 
+/// A file that was opened to lock it.
+struct Opened {
+    file: GuestFd,
+    is_writable: bool,
+    /// It is the handle's own open file.
+    is_handles: bool,
+}
+
 /// Ends the locks of an owner that is out of the table.
 fn let_go(held: Held) {
-    // A thread that waits keeps the file open.
-    if Arc::strong_count(&held.file) > 1 {
+    // A thread that waits keeps the file open, and so does the handle whose it is.
+    if held.is_handles || Arc::strong_count(&held.file) > 1 {
         let everything = to_host(WHOLE_FILE, None);
         if let Err(errno) = set_record_lock(held.file.as_fd(), everything) {
             log::debug!("locks of a closed file were not ended: {errno}");
@@ -213,6 +247,9 @@ impl Passthrough {
             return Err(Errno::INVAL);
         };
         // Through the owner's own file, with which its own locks do not conflict.
+        if let Some(found) = self.locks.in_the_way(node, args, kind) {
+            return Ok(found);
+        }
         let wanted = to_host(args.range, Some(kind));
         let found = match self.locks.file_of(node, args.owner) {
             Some((file, _)) => conflicting_record_lock(file.as_fd(), wanted)?,
@@ -342,13 +379,13 @@ impl Passthrough {
             Some((file, is_writable)) if is_writable || !handle.is_writable() => Ok(file),
             Some(_) => self.make_writable(node, handle, args),
             None => {
-                let (file, is_writable) = self.open_lock_file(handle)?;
-                Ok(self.locks.enter(node, args, file, is_writable))
+                let opened = self.open_lock_file(handle)?;
+                self.locks.enter(node, args, opened).ok_or(Errno::NOLCK)
             }
         }
     }
 
-    fn open_lock_file(&self, handle: &Handle) -> Result<(GuestFd, bool)> {
+    fn open_lock_file(&self, handle: &Handle) -> Result<Opened> {
         let place = self.place().map_err(|_| Errno::NOLCK)?;
         let is_writable = handle.is_writable();
         let file = if is_writable {
@@ -357,8 +394,19 @@ impl Passthrough {
                 .or_else(|_| self.reopen(handle.as_fd(), OFlags::WRONLY))
         } else {
             self.reopen(handle.as_fd(), OFlags::RDONLY)
-        }?;
-        Ok((place.hold(file), is_writable))
+        };
+        let (file, is_handles) = match file {
+            // Its mode forbids an ordinary user's daemon to open it again.
+            Err(Errno::ACCESS | Errno::PERM) => {
+                (rustix::io::fcntl_dupfd_cloexec(handle.as_fd(), 0)?, true)
+            }
+            file => (file?, false),
+        };
+        Ok(Opened {
+            file: place.hold(file),
+            is_writable,
+            is_handles,
+        })
     }
 
     /// Goes over to a file that takes exclusive locks. The owner has shared ones
@@ -369,7 +417,11 @@ impl Passthrough {
         handle: &Handle,
         args: &LockArgs,
     ) -> Result<Arc<GuestFd>> {
-        let (file, is_writable) = self.open_lock_file(handle)?;
+        let Opened {
+            file,
+            is_writable,
+            is_handles,
+        } = self.open_lock_file(handle)?;
         let file = Arc::new(file);
         let ranges = match lock(&self.locks.table).held.get(&(node, args.owner)) {
             Some(held) => held.ranges.clone(),
@@ -382,6 +434,7 @@ impl Passthrough {
         let held = table.held.get_mut(&(node, args.owner)).ok_or(Errno::BADF)?;
         let old = std::mem::replace(&mut held.file, Arc::clone(&file));
         held.is_writable = is_writable;
+        held.is_handles = is_handles;
         // The old one is closed without the lock.
         drop(table);
         drop(old);

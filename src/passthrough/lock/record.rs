@@ -61,6 +61,8 @@ pub(super) fn from_host(found: RecordLock) -> (LockRange, LockKind) {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) file: Arc<GuestFd>,
+    /// It is the handle's own open file, which may not be opened again.
+    pub(super) is_handles: bool,
     pub(super) is_writable: bool,
     /// The process that locked last, as the guest numbers it.
     pub(super) pid: u32,
@@ -169,6 +171,7 @@ mod tests {
                     .unwrap()
                     .hold(file.into()),
             ),
+            is_handles: false,
             is_writable: false,
             pid: 1,
             handles: HashSet::new(),
