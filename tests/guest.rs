@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
@@ -444,6 +444,36 @@ fn what_the_guest_syncs_the_daemon_is_asked_to_sync() {
     // The third is the write to a file that was opened with O_SYNC.
     assert_eq!((count(FSYNC), count(FSYNCDIR)), (3, 1));
     assert!(count(SYNCFS) >= 2);
+}
+
+#[test]
+fn what_programs_append_goes_to_the_end_of_the_file() {
+    for cache in ["never", "metadata"] {
+        let share = new_share();
+        host(
+            share.path(),
+            "echo first >log; cp log appended; chattr +a appended",
+        );
+        let at = |name: &str| share.path().join(name);
+        let options = [&*format!("--cache={cache}"), "--writeback"];
+        let guest = Guest::new("6.12").daemon(&options);
+        let printed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let begun = Instant::now();
+                while !at("ready").exists() && begun.elapsed() < Duration::from_secs(300) {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                host(share.path(), "echo from the host >>log; touch go");
+            });
+            guest.case(share.path(), "append.sh", &[])
+        });
+        host(share.path(), "chattr -a appended");
+        assert_eq!(printed, "first\nsecond\nthird\n", "{cache}");
+        assert_eq!(fs::read_to_string(at("appended")).unwrap(), printed);
+        let log = fs::read_to_string(at("log")).unwrap();
+        let expected = "first\nfrom the guest\nfrom the host\nfrom the guest again\n";
+        assert_eq!(log, expected, "{cache}");
+    }
 }
 
 #[test]
