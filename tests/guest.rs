@@ -1,7 +1,10 @@
 //! The daemon under real guest kernels: `tests/vm/run` boots each case of
 //! `tests/vm/cases` in a virtual machine, and what the guest did is checked
 //! again from the host's side. `VIRTIOFSD` names another daemon to test.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+
+#[path = "common/pairs.rs"]
+mod pairs;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -14,6 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
 use tempfile::TempDir;
+
+use pairs::all_pairs;
 
 const KERNELS: [&str; 2] = ["6.1", "6.12"];
 
@@ -474,6 +479,66 @@ fn what_programs_append_goes_to_the_end_of_the_file() {
         let expected = "first\nfrom the guest\nfrom the host\nfrom the guest again\n";
         assert_eq!(log, expected, "{cache}");
     }
+}
+
+/// Runs a script on the host, and in a guest with the host changing what it asks for:
+/// both must see the same. Gives the lines that differ.
+fn differences(kernel: &str, options: &[&str]) -> String {
+    let (here, share, out) = (new_share(), new_share(), new_share());
+    let script = tool("cases").join("differential.sh");
+    // What the guest may keep for ever it is not told of.
+    let keeps = options.contains(&"--cache=always");
+    let changes = if keeps { "no" } else { "yes" };
+    let expected = host(
+        here.path(),
+        &format!("bash {} local {changes}", script.display()),
+    );
+    let is_over = AtomicBool::new(false);
+    let printed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 1;
+            while !is_over.load(Ordering::Relaxed) {
+                let ask = share.path().join(format!(".ask.{number}"));
+                if let Ok(command) = fs::read_to_string(&ask) {
+                    host(share.path(), &command);
+                    fs::write(share.path().join(format!(".done.{number}")), "").unwrap();
+                    number += 1;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let guest = Guest::new(kernel).daemon(options);
+        let printed = guest.case(share.path(), "differential.sh", &["guest", changes]);
+        is_over.store(true, Ordering::Relaxed);
+        printed
+    });
+    let at = |name: &str| out.path().join(name);
+    fs::write(at("expected"), expected).unwrap();
+    fs::write(at("printed"), printed).unwrap();
+    host(out.path(), "diff expected printed || true")
+}
+
+#[test]
+fn programs_see_the_same_as_on_the_host() {
+    let all = std::env::var_os("VIRTIOFSD_ALL_PAIRS").is_some();
+    let sets = if all {
+        all_pairs()
+    } else {
+        vec![
+            vec![],
+            vec!["--cache=always", "--writeback", "--xattr", "--posix-acl"],
+        ]
+    };
+    let mut found = String::new();
+    for options in sets {
+        for kernel in if all { &["6.1", "6.12"][..] } else { &["6.12"] } {
+            let differences = differences(kernel, &options);
+            if !differences.is_empty() {
+                found += &format!("{kernel} {options:?}:\n{differences}\n");
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found}");
 }
 
 #[test]

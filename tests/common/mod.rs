@@ -37,6 +37,7 @@ pub mod host_fs;
 pub mod lease;
 pub mod machine;
 pub mod memory;
+pub mod pairs;
 pub mod session;
 pub mod table;
 pub mod trace;
