@@ -198,7 +198,13 @@ impl Passthrough {
     }
 
     fn look_up_in(&self, parent: &Node, name: &CStr, interest: Interest) -> Result<Entry> {
-        self.count_found(parent, name, identify_name(parent, name)?, interest)
+        let moves = self.inodes.moves();
+        self.count_found(
+            parent,
+            name,
+            (identify_name(parent, name)?, moves),
+            interest,
+        )
     }
 
     /// The same without waiting for a server that the name leads to from a directory
@@ -214,6 +220,7 @@ impl Passthrough {
         if mount.kind() == Kind::Served || !(mount.is_local() || self.mounts.any_is_served()) {
             return Ok(self.look_up_in(parent, name, interest)?);
         }
+        let moves = self.inodes.moves();
         let found = identify_name_at_hand(parent, name)?;
         let key = found.identity.key;
         let is_local = if (key.device, key.mount) == (mount.device(), mount.id()) {
@@ -232,18 +239,18 @@ impl Passthrough {
             // What the kernel remembers may be old.
             return Ok(self.look_up_in(parent, name, interest)?);
         }
-        Ok(self.count_found(parent, name, found, interest)?)
+        Ok(self.count_found(parent, name, (found, moves), interest)?)
     }
 
-    /// Counts a look-up of the node of what was found.
+    /// Counts a look-up of the node of what was found after so many moves.
     fn count_found(
         &self,
         parent: &Node,
         name: &CStr,
-        found: Found,
+        (found, moves): (Found, u64),
         interest: Interest,
     ) -> Result<Entry> {
-        let (node, found) = match self.count_look_up(parent, name, &found)? {
+        let (node, found) = match self.count_look_up(parent, name, &found, moves)? {
             Some(node) => (node, found),
             None => self.hold(parent, name, found, interest)?,
         };
@@ -253,8 +260,15 @@ impl Passthrough {
     }
 
     /// Counts a look-up of a file that was found, if the guest holds it.
-    fn count_look_up(&self, parent: &Node, name: &CStr, found: &Found) -> Result<Option<NodeId>> {
-        let place = Some((parent.id(), name));
+    fn count_look_up(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        found: &Found,
+        moves: u64,
+    ) -> Result<Option<NodeId>> {
+        // One that the guest has moved meanwhile has noted where it is now.
+        let place = (self.inodes.moves() == moves).then_some((parent.id(), name));
         let held = match self.inodes.acquire(&found.identity, place) {
             Match::Counted(node) => return Ok(Some(node)),
             Match::Stranger => return Ok(None),

@@ -106,6 +106,8 @@ pub struct InodeStore {
     /// while this one is held.
     moving: Mutex<Vec<NodeId>>,
     one_less_moves: Condvar,
+    /// How often the guest has begun to change names of inodes that are found by them.
+    moves: AtomicU64,
 }
 
 impl InodeStore {
@@ -127,6 +129,7 @@ impl InodeStore {
             placing: Mutex::new(()),
             moving: Mutex::default(),
             one_less_moves: Condvar::new(),
+            moves: AtomicU64::new(0),
         }
     }
 

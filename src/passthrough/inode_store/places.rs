@@ -46,12 +46,18 @@ impl InodeStore {
     /// The names of these inodes are about to be changed on the host.
     pub fn begin_move(&self, inodes: [Option<NodeId>; 2]) -> Move<'_> {
         if inodes.iter().any(Option::is_some) {
+            self.moves.fetch_add(1, Ordering::AcqRel);
             lock(&self.moving).extend(inodes.iter().flatten());
         }
         Move {
             store: self,
             inodes,
         }
+    }
+
+    /// How often such a change was begun: a name that was seen before may be gone.
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
     }
 
     /// Whether an inode that was looked for in vain in this place is to be found
