@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use tempfile::TempDir;
-use virtiofsd::config::{Config, InodeFileHandles, MigrationConfig, WhenLost};
+use virtiofsd::config::{Config, FindBy, InodeFileHandles, MigrationConfig, WhenLost};
 use virtiofsd::fs::{FileSystem, Migrate};
 use virtiofsd::migration::Migration;
 use virtiofsd::passthrough::{Passthrough, identify};
@@ -33,7 +33,8 @@ pub struct Target {
     /// What stand-ins stand for, inside of the share and outside.
     real: Vec<FileHandle>,
     files: Arc<Passthrough>,
-    migration: Migration,
+    /// Each way to find files again.
+    migrations: [Migration; 2],
 }
 
 impl Target {
@@ -76,15 +77,19 @@ impl Target {
             ..Config::default()
         };
         let files = Arc::new(Passthrough::new(&share, proc_self_fd, config, 200).unwrap());
-        let config = MigrationConfig {
-            when_lost: WhenLost::GuestError,
-            ..MigrationConfig::default()
-        };
+        let migrations = [FindBy::Path, FindBy::Handle].map(|find_by| {
+            let config = MigrationConfig {
+                find_by,
+                when_lost: WhenLost::GuestError,
+                ..MigrationConfig::default()
+            };
+            Migration::new(Arc::clone(&files), config)
+        });
         Self {
             _dir: dir,
             inside: inside.into(),
             real,
-            migration: Migration::new(Arc::clone(&files), config),
+            migrations,
             files,
         }
     }
@@ -116,11 +121,17 @@ impl Target {
         real
     }
 
-    /// Takes a guest over, looks at what it holds, and saves it again.
+    /// Takes a guest over in each way, looks at what it holds, and saves it again.
     pub fn load(&self, stream: &[u8]) {
-        let go_on = AtomicBool::new(false);
         let stream = self.with_real_handles(stream);
-        if self.migration.load(&stream, &go_on).is_ok() {
+        for migration in &self.migrations {
+            self.load_by(migration, &stream);
+        }
+    }
+
+    fn load_by(&self, migration: &Migration, stream: &[u8]) {
+        let go_on = AtomicBool::new(false);
+        if migration.load(stream, &go_on).is_ok() {
             for (id, _) in self.files.held_nodes() {
                 let Ok(node) = self.files.held_node(id) else {
                     continue;
@@ -130,8 +141,8 @@ impl Target {
                 let is_inside = self.inside.contains(&(device, key.ino));
                 assert!(is_inside, "inode {} of {device} is held", key.ino);
             }
-            let saved = self.migration.save(&go_on).unwrap();
-            self.migration.load(&saved, &go_on).unwrap();
+            let saved = migration.save(&go_on).unwrap();
+            migration.load(&saved, &go_on).unwrap();
         }
         self.files.stop();
     }
