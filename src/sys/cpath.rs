@@ -2,7 +2,7 @@
 //! inside `/proc/self/fd`, a formatted integer and nothing else, so that no name
 //! of the guest's can get into it; and a copy of a directory entry's.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Room for the digits of any descriptor and a NUL.
@@ -44,29 +44,42 @@ impl FdName {
 /// The most bytes of a directory entry's name, on any file system.
 const NAME_MAX: usize = 1024;
 
+/// The most bytes of a name that takes no memory of its own: with room for the longest
+/// in each copy, to clear and to move it took 12 % of the instructions of a GETATTR.
+const SHORT_NAME: usize = 255;
+
 /// A copy of the name of a directory entry.
-#[derive(Clone, Copy, Debug)]
-pub struct NameCopy {
-    /// With zeros behind it.
-    text: [u8; NAME_MAX + 1],
-    len: usize,
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // It lives on the stack of one call.
+pub enum NameCopy {
+    /// With zeros behind it, and its length.
+    Short([u8; SHORT_NAME + 1], usize),
+    /// One that only a few file systems have.
+    Long(Box<CStr>),
 }
 
 impl NameCopy {
     /// Copies a name without a NUL; `None` where it is longer than any.
     pub fn of(name: &[u8]) -> Option<Self> {
-        let mut text = [0; NAME_MAX + 1];
+        let mut text = [0; SHORT_NAME + 1];
         let len = name.len();
-        text.get_mut(..len)?.copy_from_slice(name);
-        (len <= NAME_MAX).then_some(Self { text, len })
+        if let Some(room) = text.get_mut(..len).filter(|_| len <= SHORT_NAME) {
+            room.copy_from_slice(name);
+            return Some(Self::Short(text, len));
+        }
+        let name = (len <= NAME_MAX).then(|| CString::new(name))?;
+        Some(Self::Long(name.ok()?.into_boxed_c_str()))
     }
 
     /// The name for a system call.
     pub fn as_c_str(&self) -> &CStr {
-        self.text
-            .get(..=self.len)
-            .and_then(|text| CStr::from_bytes_with_nul(text).ok())
-            .unwrap_or(c"")
+        match self {
+            Self::Short(text, len) => text
+                .get(..=*len)
+                .and_then(|text| CStr::from_bytes_with_nul(text).ok())
+                .unwrap_or(c""),
+            Self::Long(name) => name,
+        }
     }
 }
 
@@ -91,7 +104,8 @@ mod tests {
 
     #[test]
     fn a_copy_is_the_name() {
-        for name in ["a", &"n".repeat(NAME_MAX)] {
+        for len in [1, SHORT_NAME, SHORT_NAME + 1, NAME_MAX] {
+            let name = "n".repeat(len);
             let copy = NameCopy::of(name.as_bytes()).unwrap();
             assert_eq!(copy.as_c_str().to_bytes(), name.as_bytes());
         }
