@@ -149,6 +149,13 @@ pub trait FileSystem: Send + Sync + 'static {
         Usage::default()
     }
 
+    /// Whether the kernel holds pages of the guest's memory for a request that is
+    /// being served, as for direct I/O: it reads or writes them even where they are
+    /// mapped no more.
+    fn pins_memory(&self) -> bool {
+        false
+    }
+
     /// Where a node is, as the daemon sees it, for the log.
     fn path_of(&self, _node: NodeId) -> Option<PathBuf> {
         None

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise, fsync};
 use rustix::process::geteuid;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
 use common::PATIENCE;
-use common::frontend::{Config, F_EVENT_IDX};
+use common::frontend::{Config, F_EVENT_IDX, HIGH_MEMORY};
 use common::frozen_fs::FrozenFs;
-use common::fuse_client::{Client, Request, SetAttr, read_in, write_in};
+use common::fuse_client::{Client, RawReply, ReplySize, Request, SetAttr, read_in, write_in};
 use common::held_fs::{CONTENT, HeldFs};
 use common::lease::Lease;
 use common::session::Session;
@@ -30,8 +31,9 @@ const MAX_HELPERS: usize = 64;
 
 /// A guest whose share has a folder `held` where reads wait for the test.
 struct Held {
-    session: Session,
+    /// Dropped first, so that nobody waits for it.
     fs: HeldFs,
+    session: Session,
     node: u64,
     fh: u64,
 }
@@ -277,8 +279,9 @@ fn getattr_request(node: u64) -> Request {
 
 /// A guest that has opened a file on a disk of the host's.
 struct OnDisk {
-    session: Session,
+    /// Dropped first, so that nobody waits for it.
     disk: FrozenFs,
+    session: Session,
     node: u64,
     fh: u64,
     /// Bytes that were asked for.
@@ -680,6 +683,200 @@ fn the_operator_is_told_what_keeps_a_queue_from_stopping() {
         stopped.join().unwrap();
     });
     on_disk.finish();
+}
+
+/// Far more than the daemon waits for a file system, and far less than the test would
+/// if it waited without end.
+const A_STOP: Duration = Duration::from_secs(15);
+
+/// Stops queue 1, in time, and gives its index and what each request got.
+#[track_caller]
+fn stop_in_time(session: &mut Session) -> (u16, Vec<(u64, RawReply, ReplySize)>) {
+    let begun = Instant::now();
+    let base = session.vmm.stop_queue(&session.client.queue);
+    assert!(begun.elapsed() < A_STOP, "{:?}", begun.elapsed());
+    let mut answers = Vec::new();
+    while let Some(answer) = session.client.poll_raw() {
+        answers.push(answer);
+    }
+    (base, answers)
+}
+
+/// What a program of the guest's has in memory that was a request's before.
+const OTHER: u8 = 0xee;
+
+/// Overwrites the buffers of requests, as another program of the guest's would.
+fn reuse(session: &Session, buffers: &[(u64, usize)]) {
+    for &(gpa, len) in buffers {
+        session.vmm.memory.write(gpa, &vec![OTHER; len]);
+    }
+}
+
+#[track_caller]
+fn assert_untouched(session: &Session, buffers: &[(u64, usize)]) {
+    for &(gpa, len) in buffers {
+        let bytes = session.vmm.memory.read_vec(gpa, len);
+        assert!(
+            bytes == vec![OTHER; len],
+            "the guest's memory was written to"
+        );
+    }
+}
+
+/// Waits until no thread of the daemon is in this system call.
+fn wait_until_none_is_in(session: &Session, call: libc::c_long) {
+    let of = format!("/proc/{}/task", session.daemon.serving_pid());
+    let prefix = format!("{call} ");
+    let deadline = Instant::now() + PATIENCE;
+    while fs::read_dir(&of).unwrap().flatten().any(|task| {
+        let now = fs::read_to_string(task.path().join("syscall"));
+        now.is_ok_and(|now| now.starts_with(&prefix))
+    }) {
+        assert!(Instant::now() < deadline, "{:?}", threads(session));
+        std::thread::yield_now();
+    }
+}
+
+#[track_caller]
+fn assert_all_failed(answers: &[(u64, RawReply, ReplySize)], expected: &[u64]) {
+    let mut failed: Vec<_> = answers.iter().map(|(unique, ..)| *unique).collect();
+    failed.sort_unstable();
+    assert_eq!(failed, expected);
+    for (unique, raw, size) in answers {
+        assert_eq!(raw.check(*unique, *size).unwrap_err(), libc::EIO);
+    }
+}
+
+/// Waits until no thread of the daemon is in the disk any more.
+fn wait_until_none_waits(session: &Session) {
+    let deadline = Instant::now() + PATIENCE;
+    while threads(session).iter().any(|(_, waits)| *waits) {
+        assert!(Instant::now() < deadline, "{:?}", threads(session));
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_frozen_disk_keeps_no_queue_from_stopping_and_nothing_is_mixed_up() {
+    for args in [
+        &["--xattr"][..],
+        &["--xattr", "--thread-pool-size=4"],
+        &["--xattr", "--thread-pool-size=0"],
+    ] {
+        let mut on_disk = OnDisk::new(args, &Config::default());
+        let (node, fh) = (on_disk.node, on_disk.fh);
+        let OnDisk { session, disk, .. } = &mut on_disk;
+        let dir = session.client.lookup(ROOT, "disk").unwrap().nodeid;
+        let changes = changes(&mut session.client, node, fh, dir);
+        let mut expected = Vec::new();
+        disk.freeze();
+        for (what, request) in &changes {
+            // The file is to stay as it is.
+            if matches!(*what, "SETATTR of the size" | "OPEN with O_TRUNC") {
+                continue;
+            }
+            expected.push(if args.contains(&"--thread-pool-size=4") {
+                let unique = session.client.start(request);
+                session.client.submit();
+                unique
+            } else if args.contains(&"--thread-pool-size=0") {
+                session.client.start(request)
+            } else {
+                start_waiting_beside_others(&mut session.client, request)
+            });
+        }
+        session.client.submit();
+        let buffers = session.client.buffers();
+        let (base, answers) = stop_in_time(session);
+        // What was not begun is there for whoever goes on with the queue.
+        let left = session.client.queue.next_avail().wrapping_sub(base);
+        let failed = expected.len() - usize::from(left);
+        assert_all_failed(&answers, &expected[..failed]);
+        assert_eq!(session.client.queue.last_used(), base);
+        if args == ["--xattr"] {
+            assert_eq!(left, 0);
+        }
+        reuse(session, &buffers);
+        disk.thaw();
+        wait_until_none_waits(session);
+        assert_untouched(session, &buffers);
+        assert_eq!(session.get("disk/file"), b"text");
+        on_disk.finish();
+    }
+}
+
+#[test]
+fn a_guest_goes_on_beside_a_disk_that_stays_frozen() {
+    let mut on_disk = OnDisk::new(&[], &Config::default());
+    let (node, fh) = (on_disk.node, on_disk.fh);
+    let OnDisk { session, disk, .. } = &mut on_disk;
+    let write = write_in(fh, 0, 4, 0, libc::O_RDWR).bytes(b"more");
+    let write = Request::new(op::WRITE, node, write);
+    disk.freeze();
+    let first = start_waiting_beside_others(&mut session.client, &write);
+    let (base, answers) = stop_in_time(session);
+    assert_all_failed(&answers, &[first]);
+    // As after QEMU's `stop` and `cont`, with a kick of its own.
+    session.vmm.resume_queue(&session.client.queue, base);
+    session.client.queue.kick();
+    session.client.getattr(ROOT).unwrap();
+    let second = start_waiting_beside_others(&mut session.client, &write);
+    // The device as a whole, as when the guest starts again.
+    let begun = Instant::now();
+    session.vmm.vhost.reset_device().unwrap();
+    assert!(begun.elapsed() < A_STOP, "{:?}", begun.elapsed());
+    let (unique, raw, size) = session.client.poll_raw().expect("an answer");
+    assert_eq!(unique, second);
+    assert_eq!(raw.check(unique, size).unwrap_err(), libc::EIO);
+    session
+        .vmm
+        .vhost
+        .set_features(session.vmm.features)
+        .unwrap();
+    let queue = session.vmm.start_queue(1);
+    session.client = Client::new(queue);
+    session.client.init();
+    session.put("f", "text");
+    let entry = session.client.walk("f").unwrap();
+    let opened = session.client.open(entry.nodeid, libc::O_RDWR).unwrap();
+    session
+        .client
+        .write(entry.nodeid, opened.fh, 0, b"more")
+        .unwrap();
+    assert_eq!(session.get("f"), b"more");
+    disk.thaw();
+    wait_until_none_waits(session);
+    session.client.getattr(ROOT).unwrap();
+    assert_eq!(session.get("disk/file"), b"text");
+    on_disk.finish();
+}
+
+#[test]
+fn a_server_that_is_gone_keeps_no_queue_from_stopping() {
+    let mut held = Held::new(&["--num-request-queues=2"]);
+    let mut other = Client::new(held.session.vmm.start_queue(2));
+    other.region = Some(HIGH_MEMORY);
+    let reads = held.start_reads(100);
+    held.fs.wait_for_reads(MAX_HELPERS);
+    let buffers = held.session.client.buffers();
+    let (base, answers) = stop_in_time(&mut held.session);
+    assert_all_failed(&answers, &reads);
+    assert_eq!(held.session.client.queue.next_avail(), base);
+    reuse(&held.session, &buffers);
+    // The other queue goes on, in the same memory.
+    other.getattr(ROOT).unwrap();
+    held.fs.release();
+    wait_until_none_is_in(&held.session, libc::SYS_preadv2);
+    assert_untouched(&held.session, &buffers);
+    let read = read_in(held.fh, 0, 4096);
+    let read = other.call(&Request::new(op::READ, held.node, read).space(4096));
+    assert_eq!(read.unwrap(), [CONTENT; 4096]);
+    let Session { vmm, client, .. } = &mut held.session;
+    vmm.resume_queue(&client.queue, base);
+    client.queue.kick();
+    client.getattr(ROOT).unwrap();
+    drop(other);
+    held.finish();
 }
 
 #[test]

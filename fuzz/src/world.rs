@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tempfile::TempDir;
@@ -14,7 +13,7 @@ use virtiofsd::fs::Patience;
 use virtiofsd::fuse::opcode::{Answer, Opcode};
 use virtiofsd::guest::buffers::Spans;
 use virtiofsd::guest::ring::{Ring, RingLayout, Used};
-use virtiofsd::guest::{GuestMemory, Memory};
+use virtiofsd::guest::{GuestMemory, SharedMemory};
 use virtiofsd::metrics::Watch;
 use virtiofsd::passthrough::Passthrough;
 use virtiofsd::process::capabilities::{self, Kept};
@@ -59,7 +58,7 @@ pub struct World {
     outside_changed: (i64, i64),
     server: Server<Passthrough>,
     memory: GuestMemory,
-    logging: AtomicBool,
+    shared: SharedMemory,
     scratch: Scratch,
     spans: Spans,
     nodes: Vec<u64>,
@@ -112,14 +111,15 @@ impl World {
         };
         let files = Passthrough::new(&share, proc_self_fd, config, 200).unwrap();
         let ranges = REGIONS.map(|(start, len)| (GuestAddress(start), len));
+        let memory = GuestMemory::from_ranges(&ranges).unwrap();
         let mut world = Self {
             _dir: dir,
             share,
             outside_changed: changed(&outside),
             outside,
             server: Server::new(Arc::new(files), Access::ReadWrite, Watch::default()),
-            memory: GuestMemory::from_ranges(&ranges).unwrap(),
-            logging: AtomicBool::new(false),
+            shared: SharedMemory::of(memory.clone()),
+            memory,
             scratch: Scratch::default(),
             spans: Spans::default(),
             nodes: Vec::new(),
@@ -358,8 +358,8 @@ impl World {
 
     /// Serves the chain at descriptor 0; gives the bytes written, if it is one.
     fn handle(&mut self) -> Option<usize> {
-        let memory = Memory::new(&self.memory, &self.logging);
-        let ring = Ring::new(memory, &LAYOUT).unwrap();
+        let view = self.shared.view();
+        let ring = Ring::new(view.memory(), &LAYOUT).unwrap();
         // What has to wait is handled anew where it may.
         let mut handle = |patience| {
             let (readable, writable) = ring.gather(0, &mut self.spans).ok()?;

@@ -5,9 +5,8 @@ use std::fs::File;
 use std::io;
 use std::iter::repeat_n;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::executor::{ThreadPool, ThreadPoolBuilder};
@@ -29,14 +28,17 @@ use vmm_sys_util::event::{
 
 use super::config_space::{self, TAG_BYTES};
 use super::helpers::{HelperKind, Helpers, IDLE_TIME, Overflow};
-use super::queue::{Common, InRequest, Queue, WORKSPACE, Workspace};
+use super::in_flight::Ticket;
+use super::queue::{Common, Queue};
 use super::relief::{Queues, Relief};
+use super::shift::InRequest;
 use super::standby::{Lent, Standbys};
 use super::state::StateTransfer;
 use super::vring::{Events, Vring};
+use super::workspace::{WORKSPACE, Workspace};
 use super::{MAX_HELPERS, MAX_LOCK_WAITS, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES, settle};
 use crate::fs::{FileSystem, Migrate, Patience, Wait};
-use crate::guest::{Admission, GuestMemory, RegionLog, forget_writes, misses_a_write};
+use crate::guest::{GuestMemory, RegionLog, SharedMemory, forget_writes, misses_a_write};
 use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
 use crate::sys;
@@ -92,7 +94,7 @@ pub struct Device<F: FileSystem> {
     common: Arc<Common<F>>,
     queues: Vec<Arc<Queue>>,
     /// Of the request queues, where those wait for nothing.
-    standbys: Standbys<Arc<Self>>,
+    standbys: Standbys,
     serving: Arc<Serving>,
     config_space: Option<Vec<u8>>,
     /// The way to ask the front end for something, which is never done; QEMU
@@ -102,8 +104,8 @@ pub struct Device<F: FileSystem> {
     exit_events: Mutex<Vec<RawFd>>,
     migrate: Arc<dyn Migrate>,
     transfer: StateTransfer,
-    /// Of the front end's memory maps.
-    admission: Admission,
+    /// When requests were last found to have a file system that does not answer.
+    gave_up: Mutex<Option<Instant>>,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
 }
@@ -143,6 +145,16 @@ const LOCK_HELPERS: HelperKind = HelperKind {
     patience: Patience::Locks,
     overflow: Overflow::IsRefused,
 };
+
+/// How long a queue that is to stop is waited for. Who freezes a file system for a
+/// snapshot thaws it in less.
+const LONGEST_DRAIN: Duration = Duration::from_secs(5);
+
+/// The same, just after another queue was.
+const SHORT_DRAIN: Duration = Duration::from_millis(100);
+
+/// The queues of a device are stopped in so much time.
+const ONE_STOP: Duration = Duration::from_secs(10);
 
 impl Serving {
     /// Every thread that serves gets `directory` as its working directory, and
@@ -196,8 +208,7 @@ impl<F: FileSystem> Device<F> {
         Ok(Self {
             common: Arc::new(Common {
                 server,
-                memory,
-                logging: AtomicBool::new(false),
+                memory: SharedMemory::new(memory),
                 storage_helpers: Arc::clone(&serving.storage_helpers),
                 server_helpers: Arc::clone(&serving.server_helpers),
                 lock_helpers: Arc::clone(&serving.lock_helpers),
@@ -216,7 +227,7 @@ impl<F: FileSystem> Device<F> {
             exit_events: Mutex::default(),
             migrate,
             transfer: StateTransfer::default(),
-            admission: Admission::default(),
+            gave_up: Mutex::default(),
             thread_directory: thread_directory
                 .try_clone()
                 .context("cannot copy a descriptor")?,
@@ -244,12 +255,11 @@ impl<F: FileSystem> Device<F> {
         for (index, ((queue, vring), events)) in
             self.queues.iter().zip(vrings).zip(threads).enumerate()
         {
-            let events: Weak<dyn Events> = Arc::<VringEpollHandler<Arc<Self>>>::downgrade(events);
-            vring.set_place(index, events, self.kicked());
+            vring.set_place(index, events_of(events), self.kicked());
             queue.set_vring(vring);
         }
-        self.standbys
-            .set(threads.get(self.queues.len()..).unwrap_or_default());
+        let standbys = threads.iter().skip(self.queues.len());
+        self.standbys.set(standbys.map(events_of).collect());
     }
 
     /// Has threads looked after that are in one request for too long, where others can
@@ -283,7 +293,7 @@ impl<F: FileSystem> Device<F> {
     }
 
     /// Has the standby of a queue listen to its kicks.
-    fn lend(&self, index: usize, vring: &Vring) -> Option<Lent<Arc<Self>>> {
+    fn lend(&self, index: usize, vring: &Vring) -> Option<Lent> {
         // Queue 0 has none.
         let standby = index.checked_sub(1)?;
         self.standbys.lend(standby, vring, self.kicked())
@@ -307,7 +317,7 @@ impl<F: FileSystem> Device<F> {
     }
 
     /// Serves what is available in one queue.
-    fn serve(&self, queue: &Arc<Queue>, vring: &Vring, lend: impl Fn() -> Option<Lent<Arc<Self>>>) {
+    fn serve(&self, queue: &Arc<Queue>, vring: &Vring, lend: impl Fn() -> Option<Lent>) {
         let common = &self.common;
         match &self.serving.first {
             First::Own(patience) => {
@@ -317,11 +327,13 @@ impl<F: FileSystem> Device<F> {
                         Box::new(move || queue.is_about_to_wait(&common.relief))
                     });
                 }
-                let elsewhere = |head, wait| hand_off(common, queue, vring, head, wait);
+                let elsewhere = |ticket, head, wait| {
+                    hand_off(common, (queue, vring), ticket, head, wait);
+                };
                 queue.serve(common, vring, *patience, elsewhere, lend);
             }
-            First::Pool(pool) => queue.distribute(common, vring, |head| {
-                let job = job(common, queue, vring, head);
+            First::Pool(pool) => queue.distribute(common, vring, |ticket, head| {
+                let job = job(common, (queue, vring), ticket, head);
                 pool.spawn_ok(async move {
                     WORKSPACE.with_borrow_mut(|workspace| job(workspace, Patience::Storage));
                 });
@@ -331,8 +343,26 @@ impl<F: FileSystem> Device<F> {
 
     /// Waits for the end of what a queue, which is stopped, still serves.
     fn drain(&self, queue: &Queue) {
-        queue.drain(|| self.common.server.interrupt_waits());
+        // The queues are stopped one after the other, and what keeps one keeps them all.
+        let gave_up = *lock(&self.gave_up);
+        let most = match gave_up {
+            Some(then) if then.elapsed() < ONE_STOP => SHORT_DRAIN,
+            _ => LONGEST_DRAIN,
+        };
+        let begun = Instant::now();
+        let renew_memory = || {
+            self.common.memory.renew(|| {
+                for vring in self.queues.iter().filter_map(|queue| queue.vring()) {
+                    drop(vring.get_mut());
+                }
+            })
+        };
+        let interrupt = || self.common.server.interrupt_waits();
+        queue.drain(&self.common, most, interrupt, renew_memory);
         queue.mend();
+        if begun.elapsed() > most {
+            *lock(&self.gave_up) = Some(Instant::now());
+        }
     }
 }
 
@@ -366,14 +396,17 @@ impl<F: FileSystem> Queues for Device<F> {
         else {
             return;
         };
-        self.common.server.is_stuck();
-        if !queue.relieve(request, self.lend(index, vring)) {
-            self.common.server.is_back();
+        if !queue.relieve(&self.common, request, self.lend(index, vring)) {
             return;
         }
         log::debug!("queue {index}: its thread is in one request for long, another goes on");
         vring.kick();
     }
+}
+
+/// What a thread of the library waits with.
+fn events_of<F: FileSystem>(events: &Arc<VringEpollHandler<Arc<Device<F>>>>) -> Weak<dyn Events> {
+    Arc::<VringEpollHandler<Arc<Device<F>>>>::downgrade(events)
 }
 
 /// What the front end may not do, said to the operator.
@@ -382,11 +415,11 @@ fn refused(text: &str) -> io::Error {
     io::Error::other(text)
 }
 
-/// Has a chain that was counted served by a thread that may wait so.
+/// Has a request that is in flight served by a thread that may wait so.
 fn hand_off<F: FileSystem>(
     common: &Arc<Common<F>>,
-    queue: &Arc<Queue>,
-    vring: &Vring,
+    of: (&Arc<Queue>, &Vring),
+    ticket: Ticket,
     head: u16,
     wait: Wait,
 ) {
@@ -396,24 +429,25 @@ fn hand_off<F: FileSystem>(
         Wait::ForLock => &common.lock_helpers,
     };
     // Without a thread it is done here; but not a wait for a lock.
-    if let Err(job) = helpers.run(Box::new(job(common, queue, vring, head))) {
+    if let Err(job) = helpers.run(Box::new(job(common, of, ticket, head))) {
         job(&mut Workspace::default(), Patience::StorageOnly);
     }
 }
 
-/// The serving of a chain that was counted, for whichever thread.
+/// The serving of a request that is in flight, for whichever thread.
 fn job<F: FileSystem>(
     common: &Arc<Common<F>>,
-    queue: &Arc<Queue>,
-    vring: &Vring,
+    (queue, vring): (&Arc<Queue>, &Vring),
+    ticket: Ticket,
     head: u16,
 ) -> impl FnOnce(&mut Workspace, Patience) + Send + use<F> {
     let common = Arc::clone(common);
     let queue = Arc::clone(queue);
     let vring = vring.clone();
     move |workspace, patience| {
-        if let Some(wait) = queue.serve_one(&common, &vring, head, workspace, patience) {
-            hand_off(&common, &queue, &vring, head, wait);
+        let of = (&vring, ticket, head);
+        if let Some(wait) = queue.serve_one(&common, of, workspace, patience) {
+            hand_off(&common, (&queue, &vring), ticket, head, wait);
         }
     }
 }
@@ -488,11 +522,11 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn acked_features(&self, features: u64) {
         let logging = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
-        let was_logging = self.common.logging.swap(logging, Ordering::AcqRel);
+        let was_logging = self.common.memory.set_logged(logging);
         match (was_logging, logging) {
             (false, true) => self.migrate.prepare(),
             (true, false) => {
-                forget_writes(&self.common.memory.memory());
+                forget_writes(&self.common.memory.map());
                 self.migrate.cancel();
             }
             _ => {}
@@ -535,7 +569,7 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
 
     fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemory>) -> io::Result<()> {
         // The library swaps the map inside the object that we hold as well.
-        self.admission.admit(&memory.memory())
+        self.common.memory.admit(&memory.memory())
     }
 
     fn set_backend_req_fd(&self, backend: Backend) {
@@ -592,8 +626,8 @@ impl<F: FileSystem> VhostUserBackend for Device<F> {
         let migrate = Arc::clone(&self.migrate);
         match direction {
             VhostTransferStateDirection::SAVE => {
-                let logging = self.common.logging.load(Ordering::Acquire);
-                if logging && misses_a_write(&self.common.memory.memory()) {
+                let logging = self.common.memory.is_logged();
+                if logging && misses_a_write(&self.common.memory.map()) {
                     return Err(refused(
                         "the guest's memory was written to where the front end's dirty log is \
                          not; start the migration again",

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::queue::Workspace;
+use super::workspace::Workspace;
 use crate::fs::Patience;
 use crate::sys::locks::{lock, wait_for};
 

@@ -9,11 +9,14 @@ mod busy_poll;
 mod config_space;
 mod daemon;
 mod helpers;
+mod in_flight;
 mod queue;
 mod relief;
+mod shift;
 mod standby;
 mod state;
 mod vring;
+mod workspace;
 
 pub use crate::server::Access;
 pub use backend::{Device, DeviceOptions, PoolMaker, Threads, WatchOptions};

@@ -19,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::queue::InRequest;
+use super::shift::InRequest;
 use crate::sys::locks::{lock, wait_for};
 
 /// The time between two looks: a request is left alone for so long, and its thread is

@@ -7,75 +7,37 @@
 //! listens to the queue's kicks meanwhile. That costs two system calls, and the
 //! standby is woken only if there is a request.
 
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{OnceLock, Weak};
 
-use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringT};
-use vmm_sys_util::epoll::EventSet;
-
-use super::vring::Vring;
-
-/// What a thread of the library waits with.
-type Events<T> = VringEpollHandler<T>;
+use super::vring::{Events, Vring};
 
 /// The standbys of a device, by their queues.
-pub(super) struct Standbys<T: VhostUserBackend> {
+#[derive(Default)]
+pub(super) struct Standbys {
     /// The library's threads hold the device in turn.
-    events: OnceLock<Vec<Weak<Events<T>>>>,
+    events: OnceLock<Vec<Weak<dyn Events>>>,
 }
 
 /// A queue whose kicks go to its standby, until this is dropped.
-pub(super) struct Lent<T: VhostUserBackend> {
-    events: Arc<Events<T>>,
-    vring: Vring,
-    kick: RawFd,
-    event: u64,
-}
+pub(super) struct Lent(Vring);
 
-impl<T: VhostUserBackend> Default for Standbys<T> {
-    fn default() -> Self {
-        Self {
-            events: OnceLock::new(),
-        }
-    }
-}
-
-impl<T: VhostUserBackend> Standbys<T> {
-    /// Names the threads.
-    pub(super) fn set(&self, threads: &[Arc<Events<T>>]) {
-        let events = threads.iter().map(Arc::downgrade).collect();
+impl Standbys {
+    /// Names what the threads wait with.
+    pub(super) fn set(&self, events: Vec<Weak<dyn Events>>) {
         // There are none but these.
         let _ = self.events.set(events);
     }
 
     /// Lends a queue to standby number `index`, whose thread will hear of `event`
     /// at each kick; `None` if that cannot be.
-    pub(super) fn lend(&self, index: usize, vring: &Vring, event: u64) -> Option<Lent<T>> {
+    pub(super) fn lend(&self, index: usize, vring: &Vring, event: u64) -> Option<Lent> {
         let events = self.events.get()?.get(index)?.upgrade()?;
-        let state = vring.get_ref();
-        let kick = state.get_kick().as_ref()?.as_raw_fd();
-        // By edge: should the front end set another kick meanwhile, this one stays
-        // until the front end closes it, and must not keep the thread busy.
-        let each_kick = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        events.register_listener(kick, each_kick, event).ok()?;
-        drop(state);
-        Some(Lent {
-            events,
-            vring: vring.clone(),
-            kick,
-            event,
-        })
+        vring.lend(events, event).then(|| Lent(vring.clone()))
     }
 }
 
-impl<T: VhostUserBackend> Drop for Lent<T> {
+impl Drop for Lent {
     fn drop(&mut self) {
-        // Under the lock, so that the number still is that of the kick.
-        let state = self.vring.get_ref();
-        if state.get_kick().as_ref().map(AsRawFd::as_raw_fd) == Some(self.kick) {
-            let _ = self
-                .events
-                .unregister_listener(self.kick, EventSet::IN, self.event);
-        }
+        self.0.take_back();
     }
 }

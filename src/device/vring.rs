@@ -50,6 +50,15 @@ struct Own {
     /// Set while the front end has asked for a size that no ring can have.
     has_bad_size: AtomicBool,
     place: OnceLock<Place>,
+    /// Who else listens to its kicks, if somebody does.
+    lent_to: Mutex<Option<Listener>>,
+}
+
+/// A thread that listens to the kicks of a vring whose own thread waits.
+struct Listener {
+    events: Arc<dyn Events>,
+    /// What it hears of a kick.
+    event: u64,
 }
 
 /// Which queue it is, and whose thread serves it.
@@ -65,6 +74,9 @@ pub(super) trait Events: Send + Sync {
     /// Has it wait for a kick too, as event number `event`.
     fn add(&self, kick: RawFd, event: u64) -> io::Result<()>;
 
+    /// The same, but it hears of each kick once, even if it does not read it.
+    fn add_by_edge(&self, kick: RawFd, event: u64) -> io::Result<()>;
+
     /// Has it wait for a kick no more, whoever had it do so.
     fn remove(&self, kick: RawFd, event: u64);
 }
@@ -75,6 +87,10 @@ where
 {
     fn add(&self, kick: RawFd, event: u64) -> io::Result<()> {
         self.register_listener(kick, EventSet::IN, event)
+    }
+
+    fn add_by_edge(&self, kick: RawFd, event: u64) -> io::Result<()> {
+        self.register_listener(kick, EventSet::IN | EventSet::EDGE_TRIGGERED, event)
     }
 
     fn remove(&self, kick: RawFd, event: u64) {
@@ -128,6 +144,36 @@ impl Vring {
             // One that is full is heard as well.
             let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
         }
+    }
+
+    /// Has another thread listen to its kicks too, those that the front end will set as
+    /// well; `false` where there is none, or where one does already.
+    ///
+    /// By edge: should the front end set another kick meanwhile, the one before stays
+    /// until the front end closes it, and must not keep the thread busy.
+    pub(super) fn lend(&self, events: Arc<dyn Events>, event: u64) -> bool {
+        let mut lent_to = lock(&self.own.lent_to);
+        let Some(kick) = self.kick_number().filter(|_| lent_to.is_none()) else {
+            return false;
+        };
+        let is_heard = events.add_by_edge(kick, event).is_ok();
+        *lent_to = is_heard.then_some(Listener { events, event });
+        is_heard
+    }
+
+    /// No other thread listens to its kicks any more.
+    pub(super) fn take_back(&self) {
+        let lent_to = lock(&self.own.lent_to).take();
+        // Under the vring's lock, so that the number still is that of the kick.
+        let state = self.library.get_ref();
+        if let (Some(listener), Some(kick)) = (lent_to, state.get_kick().as_ref()) {
+            listener.events.remove(kick.as_raw_fd(), listener.event);
+        }
+    }
+
+    fn kick_number(&self) -> Option<RawFd> {
+        let state = self.library.get_ref();
+        state.get_kick().as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Has the queue's thread wait for the kick, or not.
@@ -202,8 +248,18 @@ impl VringT<Map> for Vring {
     /// which the front end may keep, would keep the thread busy.
     fn set_kick(&self, file: Option<File>) {
         never_wait(file.as_ref());
+        let lent_to = lock(&self.own.lent_to);
         let _ = self.listen(&self.library.get_ref(), false);
+        if let (Some(listener), Some(kick)) = (lent_to.as_ref(), self.kick_number()) {
+            listener.events.remove(kick, listener.event);
+        }
         self.library.set_kick(file);
+        if let (Some(listener), Some(kick)) = (lent_to.as_ref(), self.kick_number())
+            && let Err(error) = listener.events.add_by_edge(kick, listener.event)
+        {
+            log::debug!("a thread cannot listen to the kicks of a queue: {error}");
+        }
+        drop(lent_to);
         self.own.is_deaf.store(false, Ordering::Relaxed);
         let state = self.library.get_ref();
         if !state.get_queue().ready() || !state.is_enabled() {

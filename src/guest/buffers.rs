@@ -96,6 +96,7 @@ impl Spans {
             Readable {
                 list: List::new(&mut self.readable),
                 is_cut: self.is_cut,
+                memory,
             },
             Writable {
                 list: List::new(&mut self.writable),
@@ -159,6 +160,7 @@ impl<'a> List<'a> {
 pub struct Readable<'a> {
     list: List<'a>,
     is_cut: bool,
+    memory: Memory<'a>,
 }
 
 impl Readable<'_> {
@@ -166,6 +168,11 @@ impl Readable<'_> {
     /// that the guest shares: then nothing of it may be carried out.
     pub fn is_cut(&self) -> bool {
         self.is_cut
+    }
+
+    /// Whether the memory is being taken away: what was copied may be incomplete.
+    pub fn is_stale(&self) -> bool {
+        self.memory.is_stale()
     }
 
     /// Bytes that are left.
@@ -185,7 +192,22 @@ impl Readable<'_> {
 
     /// Copies the next bytes out of guest memory; gives how many there were.
     pub fn copy_out(&mut self, into: &mut [u8]) -> usize {
+        let copied = self.copy_ahead(into);
+        self.list.advance(copied);
+        copied
+    }
+
+    /// Leaves bytes out.
+    pub(super) fn skip(&mut self, n: usize) {
+        self.list.advance(n);
+    }
+
+    /// Copies the next bytes, which stay the next ones; gives how many there were.
+    pub(super) fn copy_ahead(&self, into: &mut [u8]) -> usize {
         let mut copied = 0;
+        if self.memory.is_stale() {
+            return 0;
+        }
         for span in self.list.spans.iter() {
             let Some(room) = into.get_mut(copied..).filter(|room| !room.is_empty()) else {
                 break;
@@ -197,7 +219,6 @@ impl Readable<'_> {
             unsafe { std::ptr::copy_nonoverlapping(span.0.iov_base.cast(), room.as_mut_ptr(), n) };
             copied += n;
         }
-        self.list.advance(copied);
         copied
     }
 
@@ -354,6 +375,9 @@ impl<const N: usize> Reserved<'_, N> {
 /// Copies as much of `bytes` as the span holds.
 fn copy_to_span(span: &Span, bytes: &[u8], memory: Memory<'_>) -> usize {
     let n = span.0.iov_len.min(bytes.len());
+    if memory.is_stale() {
+        return n;
+    }
     // SAFETY: the span is mapped for as long as the request lives and holds at
     // least `n` bytes; `bytes` is ours. The guest may write there meanwhile,
     // which harms only itself.
@@ -366,11 +390,10 @@ fn copy_to_span(span: &Span, bytes: &[u8], memory: Memory<'_>) -> usize {
 pub(crate) mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
-    use std::sync::atomic::AtomicBool;
 
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::super::GuestMemory;
+    use super::super::{GuestMemory, SharedMemory};
     use super::*;
 
     const BASE: u64 = 0x1000;
@@ -384,8 +407,9 @@ pub(crate) mod tests {
         let map = GuestMemory::from_ranges(&[(GuestAddress(BASE), 0x4000)]).unwrap();
         let content: Vec<u8> = (0..0x4000).map(|n| n as u8).collect();
         map.write_slice(&content, GuestAddress(BASE)).unwrap();
-        let logging = AtomicBool::new(false);
-        let memory = Memory::new(&map, &logging);
+        let shared = SharedMemory::of(map.clone());
+        let view = shared.view();
+        let memory = view.memory();
         let region = memory.region_of(BASE).unwrap();
         let mut spans = Spans::default();
         for (offset, len) in readable {

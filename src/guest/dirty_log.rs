@@ -138,8 +138,19 @@ impl RegionLog {
     }
 
     /// Watches the memory of the region, from its first use on.
-    pub(super) fn watch(&self, watched: impl FnOnce() -> Watched) {
-        self.0.memory.get_or_init(watched);
+    pub(super) fn watch(&self, watched: impl FnOnce() -> Watched) -> &Watched {
+        self.0.memory.get_or_init(watched)
+    }
+
+    /// Takes over what another one has noted for a log that is yet to come.
+    pub(super) fn inherit(&self, other: &Self) {
+        let (early, is_incomplete) = {
+            let mut other = lock(&other.0.log);
+            (std::mem::take(&mut other.early), other.is_incomplete)
+        };
+        let mut own = lock(&self.0.log);
+        own.early = early;
+        own.is_incomplete = is_incomplete;
     }
 
     /// Whether a page of the region was lost.

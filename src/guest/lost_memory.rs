@@ -6,6 +6,9 @@
 //! one, and it is noted that the memory cannot be relied on: no request is served
 //! from then on until the front end sends other memory. Where the kernel copies, as
 //! for the data of READ and WRITE, the fault is `EFAULT` and nothing of this happens.
+//!
+//! The same is done for a mapping that was revoked (`renewal`); but that memory is to be
+//! had elsewhere, and nothing is lost.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -27,6 +30,7 @@ struct Range {
     /// The size of its pages.
     page: AtomicUsize,
     is_lost: AtomicBool,
+    is_revoked: AtomicBool,
 }
 
 static RANGES: [Range; MOST] = [const {
@@ -35,14 +39,19 @@ static RANGES: [Range; MOST] = [const {
         len: AtomicUsize::new(0),
         page: AtomicUsize::new(PAGE),
         is_lost: AtomicBool::new(false),
+        is_revoked: AtomicBool::new(false),
     }
 }; MOST];
 
 /// Whether memory that is in use was lost.
 static LOST: AtomicBool = AtomicBool::new(false);
 
-/// The handler that was there before; Rust's own finds overflows of stacks.
-static BEFORE: OnceLock<SigAction> = OnceLock::new();
+/// Pages that were replaced by empty ones.
+static REPLACED: AtomicUsize = AtomicUsize::new(0);
+
+/// The handlers that were there before, of SIGBUS and SIGSEGV; Rust's own find
+/// overflows of stacks.
+static BEFORE: OnceLock<[SigAction; 2]> = OnceLock::new();
 
 /// A range of memory that is watched for as long as this lives.
 #[derive(Debug)]
@@ -67,9 +76,18 @@ impl Watched {
             range.len.store(len, Ordering::Relaxed);
             range.page.store(page.max(PAGE), Ordering::Relaxed);
             range.is_lost.store(false, Ordering::Relaxed);
+            range.is_revoked.store(false, Ordering::Relaxed);
             range.start.store(start as usize, Ordering::Release);
         }
         Self(free)
+    }
+
+    /// The memory is about to be taken away, and to be had elsewhere; `false` where
+    /// nobody would know.
+    pub(super) fn revoke(&self) -> bool {
+        self.0
+            .inspect(|range| range.is_revoked.store(true, Ordering::SeqCst))
+            .is_some()
     }
 
     /// Whether a page of it was lost.
@@ -92,6 +110,12 @@ pub fn memory_is_lost() -> bool {
     LOST.load(Ordering::Relaxed)
 }
 
+/// How many pages were replaced by empty ones: what was read while that changed may be
+/// of one.
+pub fn replaced_pages() -> usize {
+    REPLACED.load(Ordering::Relaxed)
+}
+
 /// Says whether a page of the memory that is now in use was lost.
 pub(super) fn set_lost(is_lost: bool) {
     LOST.store(is_lost, Ordering::Relaxed);
@@ -110,35 +134,45 @@ pub fn survive_lost_memory() -> std::io::Result<()> {
         SigSet::empty(),
     );
     // SAFETY: `replace` calls only what may be called in a handler.
-    let before = unsafe { sigaction(Signal::SIGBUS, &action) }?;
-    BEFORE.get_or_init(|| before);
+    let bus = unsafe { sigaction(Signal::SIGBUS, &action) }?;
+    // SAFETY: as above.
+    let segv = unsafe { sigaction(Signal::SIGSEGV, &action) }?;
+    BEFORE.get_or_init(|| [bus, segv]);
     Ok(())
 }
 
 /// Puts an empty page in the place of one that is gone. What the daemon has not
 /// mapped for a front end is left to the handler before, which meets the fault
 /// again.
-extern "C" fn replace(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C" fn replace(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel passes what belongs to the signal.
     let info = unsafe { &*info };
-    // SAFETY: SIGBUS comes with an address.
+    // SAFETY: both signals come with an address.
     let address = unsafe { info.si_addr() } as usize;
     for range in &RANGES {
         let start = range.start.load(Ordering::Acquire);
         let offset = address.wrapping_sub(start);
         if start > 1 && offset < range.len.load(Ordering::Relaxed) {
             // Before the page can be read.
-            range.is_lost.store(true, Ordering::SeqCst);
-            LOST.store(true, Ordering::SeqCst);
+            if !range.is_revoked.load(Ordering::SeqCst) {
+                range.is_lost.store(true, Ordering::SeqCst);
+                LOST.store(true, Ordering::SeqCst);
+            }
+            REPLACED.fetch_add(1, Ordering::SeqCst);
             let page = range.page.load(Ordering::Relaxed);
             if put_empty_page(address, PAGE) || put_empty_page(address, page) {
                 return;
             }
         }
     }
+    let (signal, place) = match signal {
+        libc::SIGSEGV => (Signal::SIGSEGV, 1),
+        _ => (Signal::SIGBUS, 0),
+    };
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    let before = BEFORE.get().and_then(|before| before.get(place));
     // SAFETY: an action that was in force, or the one for those who have none.
-    let _ = unsafe { sigaction(Signal::SIGBUS, BEFORE.get().unwrap_or(&default)) };
+    let _ = unsafe { sigaction(signal, before.unwrap_or(&default)) };
 }
 
 fn put_empty_page(address: usize, size: usize) -> bool {

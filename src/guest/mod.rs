@@ -6,20 +6,22 @@
 //! them. Every write marks its pages for live migration where that was asked.
 #![allow(unsafe_code)]
 
+mod bounce;
 pub mod buffers;
 mod dirty_log;
 mod lost_memory;
+mod renewal;
 pub mod ring;
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
 pub use dirty_log::RegionLog;
-pub use lost_memory::{memory_is_lost, survive_lost_memory};
+pub use lost_memory::{memory_is_lost, replaced_pages, survive_lost_memory};
+pub use renewal::{SharedMemory, View};
 
 use crate::sys::locks::lock;
 use lost_memory::Watched;
@@ -107,6 +109,11 @@ fn keep_out_of_dumps(region: &Mapped) -> io::Result<()> {
     Ok(())
 }
 
+/// Has lost pages of a region be replaced.
+fn watch(region: &Mapped) -> &Watched {
+    log_of(region).watch(|| Watched::new(region.as_ptr(), region.size(), page_size(region)))
+}
+
 /// The size of the pages of a region.
 fn page_size(region: &Mapped) -> usize {
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -129,26 +136,23 @@ pub fn forget_writes(map: &GuestMemory) {
     }
 }
 
-/// The guest's memory together with whether writes into it are to be logged.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory<'m> {
-    map: &'m GuestMemory,
-    /// Read after each write: a write that ends after the front end switched
-    /// logging on is in the log.
-    logging: &'m AtomicBool,
-}
+/// The guest's memory for as long as its mapping is held; small, since much of what is
+/// made for a request has one.
+#[derive(Clone, Copy)]
+pub struct Memory<'m>(&'m View<'m>);
 
-impl<'m> Memory<'m> {
-    /// Joins a memory map and the switch of its log.
-    pub fn new(map: &'m GuestMemory, logging: &'m AtomicBool) -> Self {
-        Self { map, logging }
+impl Memory<'_> {
+    /// Whether it is being taken away: then it is not to be touched any more.
+    #[inline]
+    pub fn is_stale(&self) -> bool {
+        self.0.is_stale()
     }
 
     /// The region that has an address.
     fn region_of(&self, address: u64) -> Option<Region> {
         let address = vm_memory::GuestAddress(address);
-        let region = self.map.find_region(address)?;
-        log_of(region).watch(|| Watched::new(region.as_ptr(), region.size(), page_size(region)));
+        let region = self.0.map().find_region(address)?;
+        watch(region);
         Some(Region {
             start: region.start_addr().0,
             len: region.len(),
@@ -157,11 +161,21 @@ impl<'m> Memory<'m> {
     }
 
     /// Records that `len` bytes at host address `start` have changed.
+    #[inline]
     fn mark_dirty(&self, start: *const u8, len: usize) {
-        if len == 0 || !self.logging.load(Ordering::Acquire) {
+        // Asked after each write: one that ends after the front end switched logging on
+        // is in the log.
+        if self.0.is_logged() {
+            self.note(start, len);
+        }
+    }
+
+    #[cold]
+    fn note(&self, start: *const u8, len: usize) {
+        if len == 0 {
             return;
         }
-        for region in self.map.iter() {
+        for region in self.0.map().iter() {
             let offset = (start as usize).wrapping_sub(region.as_ptr() as usize);
             if offset < region.size() {
                 log_of(region).note(offset, len);

@@ -168,6 +168,11 @@ impl<'m> Ring<'m> {
         })
     }
 
+    /// Whether its memory is being taken away.
+    pub fn is_stale(&self) -> bool {
+        self.memory.is_stale()
+    }
+
     /// A 16-bit field of the available ring.
     fn available_field(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: callers pass even offsets within the available ring, which is
@@ -391,10 +396,21 @@ impl<'m> Ring<'m> {
 
 /// Finds `len` bytes, or as many as there are in a row, in the region `last`
 /// that something was found in, or in another one, which then is the last.
+#[inline]
 fn locate(memory: Memory<'_>, last: &Cell<Region>, address: u64, len: usize) -> Option<Piece> {
-    if let Some(piece) = last.get().locate(address, len) {
-        return Some(piece);
+    match last.get().locate(address, len) {
+        None => locate_elsewhere(memory, last, address, len),
+        piece => piece,
     }
+}
+
+#[cold]
+fn locate_elsewhere(
+    memory: Memory<'_>,
+    last: &Cell<Region>,
+    address: u64,
+    len: usize,
+) -> Option<Piece> {
     let region = memory.region_of(address)?;
     last.set(region);
     region.locate(address, len)
@@ -402,11 +418,9 @@ fn locate(memory: Memory<'_>, last: &Cell<Region>, address: u64, len: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::super::GuestMemory;
+    use super::super::{GuestMemory, SharedMemory, View};
     use super::*;
 
     const SIZE: u16 = 8;
@@ -423,7 +437,7 @@ mod tests {
 
     struct Guest {
         map: GuestMemory,
-        logging: AtomicBool,
+        view: View<'static>,
     }
 
     impl Guest {
@@ -433,14 +447,16 @@ mod tests {
                 (GuestAddress(0), 0xc000),
                 (GuestAddress(0xc000), (MEMORY_END - 0xc000) as usize),
             ];
+            let map = GuestMemory::from_ranges(&ranges).unwrap();
+            let shared = Box::leak(Box::new(SharedMemory::of(map.clone())));
             Self {
-                map: GuestMemory::from_ranges(&ranges).unwrap(),
-                logging: AtomicBool::new(false),
+                map,
+                view: shared.view(),
             }
         }
 
         fn ring(&self) -> Ring<'_> {
-            Ring::new(Memory::new(&self.map, &self.logging), &LAYOUT).unwrap()
+            Ring::new(self.view.memory(), &LAYOUT).unwrap()
         }
 
         fn put(&self, address: u64, value: u16) {
@@ -650,7 +666,7 @@ mod tests {
     #[test]
     fn a_ring_outside_memory_is_refused() {
         let guest = Guest::new();
-        let memory = Memory::new(&guest.map, &guest.logging);
+        let memory = guest.view.memory();
         for layout in [
             RingLayout {
                 descriptors: MEMORY_END,

@@ -18,11 +18,9 @@ const LOCAL: [u64; 3] = [0xef53, 0x5846_5342, 0xf2f5_2010];
 const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// File systems that ask a server for nearly everything, and wait for its answer:
-/// FUSE (virtio-fs included), NFS, CIFS and SMB, 9p, Ceph, AFS, Coda, Lustre,
-/// OCFS2, GFS2.
-const SERVED: [u64; 11] = [
+/// FUSE (virtio-fs included), CIFS and SMB, 9p, Ceph, AFS, Coda, Lustre, OCFS2, GFS2.
+const SERVED: [u64; 10] = [
     0x6573_5546,
-    0x6969,
     0xff53_4d42,
     0xfe53_4d42,
     0x0102_1997,
@@ -34,6 +32,9 @@ const SERVED: [u64; 11] = [
     0x0116_1970,
 ];
 
+/// Another one.
+const NFS: u64 = 0x6969;
+
 /// What matters here about a file system.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
@@ -43,6 +44,8 @@ pub enum Kind {
     Memory,
     /// On a server: everything may wait.
     Served,
+    /// The same, but data goes through the host's page cache, but for direct I/O.
+    Nfs,
     /// Nothing is known.
     Other,
 }
@@ -54,11 +57,18 @@ impl Kind {
             Self::Memory
         } else if SERVED.contains(&found) {
             Self::Served
+        } else if found == NFS {
+            Self::Nfs
         } else if LOCAL.contains(&found) && has_block_device(device) {
             Self::Local
         } else {
             Self::Other
         }
+    }
+
+    /// Whether it is on a server.
+    pub fn is_served(self) -> bool {
+        matches!(self, Self::Served | Self::Nfs)
     }
 }
 
@@ -98,7 +108,8 @@ mod tests {
             (5, 0xef53, Kind::Other),
             (8 << 32 | 1, 0x9123_683e, Kind::Other),
             (5, 0x0102_1994, Kind::Memory),
-            (5, 0x6969, Kind::Served),
+            (5, 0x6969, Kind::Nfs),
+            (5, 0x6573_5546, Kind::Served),
         ] {
             assert_eq!(Kind::of(device, found), expected, "{found:x}");
         }

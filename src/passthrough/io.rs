@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
@@ -36,6 +37,22 @@ const LONG_WRITE: Duration = Duration::from_millis(2);
 /// `O_DSYNC`, which is one of the two bits of `O_SYNC`; rustix's constant is both.
 const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC.cast_unsigned());
 
+/// A read or write for which the kernel holds pages of the guest's memory.
+struct Pinned<'a>(&'a AtomicUsize);
+
+impl<'a> Pinned<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// FSYNC and FSYNCDIR.
 ///
 /// # Errors
@@ -50,11 +67,21 @@ pub(super) fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
 
 /// What a file has to be waited for.
 fn must_wait(file: &Handle) -> Failure {
-    Failure::MustWait(if file.kind() == Kind::Served {
+    Failure::MustWait(if file.kind().is_served() {
         Wait::ForServer
     } else {
         Wait::ForDisk
     })
+}
+
+/// Whether the kernel may hold pages of the guest for as long as the file's server
+/// takes, so that a buffer takes their place (`guest::bounce`).
+fn goes_by_buffer(file: &Handle) -> bool {
+    match file.kind() {
+        Kind::Served => true,
+        Kind::Nfs => file.is_direct(),
+        Kind::Local | Kind::Memory | Kind::Other => false,
+    }
 }
 
 /// The flags with which a file is read by a thread that may not wait.
@@ -63,7 +90,7 @@ fn flags_of_impatient_read(file: &Handle) -> Waiting<i32> {
         return Ok(0);
     }
     // A direct read waits for the disk even where it is told not to wait.
-    if file.is_synchronous() || (file.refuses_nowait() && file.kind() == Kind::Served) {
+    if file.is_synchronous() || (file.refuses_nowait() && file.kind().is_served()) {
         return Err(must_wait(file));
     }
     Ok(if file.refuses_nowait() { 0 } else { RWF_NOWAIT })
@@ -75,7 +102,7 @@ fn write_waits(file: &Handle, args: &WriteArgs) -> bool {
     let sync = (OFlags::DSYNC | OFlags::SYNC).bits();
     file.is_synchronous()
         || args.flags & sync != 0
-        || file.kind() == Kind::Served
+        || file.kind().is_served()
         || args.size > MAX_INLINE_WRITE_BYTES
         || (args.size >= TIMED_WRITE_BYTES && file.expects_long_write())
 }
@@ -94,12 +121,19 @@ impl Passthrough {
             Patience::Nothing => flags_of_impatient_read(&file)?,
             Patience::Storage | Patience::Locks | Patience::StorageOnly => 0,
         };
+        let _pins = self.pins_if_direct(&file);
+        let by_buffer = goes_by_buffer(&file);
         let mut offset = args.offset;
         // A short answer reads as the end of the file in the guest, so it may
         // not come from anything else: an error behind good data must be seen.
         while !into.is_empty() {
             let goes_on = into.takes_several_calls();
-            let n = match into.fill_from(file.as_fd(), offset, flags) {
+            let filled = if by_buffer {
+                into.fill_by_buffer(file.as_fd(), offset, flags)
+            } else {
+                into.fill_from(file.as_fd(), offset, flags)
+            };
+            let n = match filled {
                 Ok(n) => n,
                 Err(Errno::AGAIN) if flags & RWF_NOWAIT != 0 => {
                     return Err(must_wait(&file));
@@ -144,10 +178,18 @@ impl Passthrough {
         } else {
             None
         };
+        let _pins = self.pins_if_direct(&file);
+        let by_buffer = goes_by_buffer(&file);
         let to = buffered.as_ref().map_or_else(|| file.as_fd(), AsFd::as_fd);
         let mut written = 0;
         while !from.is_empty() {
-            match from.write_to(to, args.offset + u64::from(written), flags) {
+            let at = args.offset + u64::from(written);
+            let result = if by_buffer {
+                from.write_by_buffer(to, at, flags)
+            } else {
+                from.write_to(to, at, flags)
+            };
+            match result {
                 Ok(0) if from_cache => return Err(Errno::IO.into()),
                 Ok(0) => break,
                 Ok(n) => written += n as u32,
@@ -161,6 +203,12 @@ impl Passthrough {
             file.note_long_write();
         }
         Ok(written)
+    }
+
+    /// Counts a read or write for which the kernel holds pages of the guest's memory
+    /// until it is done.
+    fn pins_if_direct(&self, file: &Handle) -> Option<Pinned<'_>> {
+        (file.is_direct() && !file.kind().is_served()).then(|| Pinned::new(&self.direct_io))
     }
 
     /// How the host is to write: what a program of the guest asked for, as far as the

@@ -15,7 +15,6 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::attr;
-use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, InodeKey, Node};
 use super::inode_store::{Match, NewInode, NewPath};
 use super::mount_fds::Mount;
@@ -217,7 +216,7 @@ impl Passthrough {
         interest: Interest,
     ) -> Waiting<Entry> {
         let mount = parent.mount();
-        if mount.kind() == Kind::Served || !(mount.is_local() || self.mounts.any_is_served()) {
+        if mount.kind().is_served() || !(mount.is_local() || self.mounts.any_is_served()) {
             return Ok(self.look_up_in(parent, name, interest)?);
         }
         let moves = self.inodes.moves();
@@ -227,10 +226,7 @@ impl Passthrough {
             mount.is_local()
         } else {
             let known = self.mounts.find(key.device, key.mount);
-            if known
-                .as_ref()
-                .is_none_or(|known| known.kind() == Kind::Served)
-            {
+            if known.as_ref().is_none_or(|known| known.kind().is_served()) {
                 return Err(Failure::MustWait(Wait::ForServer));
             }
             known.is_some_and(|known| known.is_local())

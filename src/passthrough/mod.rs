@@ -37,7 +37,7 @@ use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -104,6 +104,8 @@ pub struct Passthrough {
     features: AtomicU64,
     /// Who is told of names while a migration is prepared.
     tracking: Tracking,
+    /// Reads and writes for which the kernel holds pages of the guest's memory.
+    direct_io: AtomicUsize,
 }
 
 impl Passthrough {
@@ -176,6 +178,7 @@ impl Passthrough {
             locks: Locks::default(),
             features: AtomicU64::new(0),
             tracking: Tracking::default(),
+            direct_io: AtomicUsize::new(0),
         })
     }
 
@@ -337,11 +340,15 @@ impl FileSystem for Passthrough {
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
+    fn pins_memory(&self) -> bool {
+        self.direct_io.load(Ordering::Relaxed) > 0
+    }
+
     fn is_slow(&self, node: NodeId) -> bool {
         self.mounts.any_is_served()
             && self
                 .inode(node)
-                .is_ok_and(|inode| inode.mount().kind() == Kind::Served)
+                .is_ok_and(|inode| inode.mount().kind().is_served())
     }
 
     fn is_in_memory(&self, node: NodeId) -> bool {

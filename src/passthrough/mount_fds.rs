@@ -91,7 +91,7 @@ impl Mount {
     /// the same files, does not have it yet.
     pub fn keeps_back(&self) -> bool {
         match self.kind {
-            Kind::Served => true,
+            Kind::Served | Kind::Nfs => true,
             Kind::Other => !self.knows_birth,
             Kind::Local | Kind::Memory => false,
         }
@@ -272,7 +272,7 @@ impl Mounts {
 
     /// Makes a mount known, unless another thread was first.
     fn add(&self, mount: Mount) -> Arc<Mount> {
-        if mount.kind == Kind::Served {
+        if mount.kind.is_served() {
             self.any_served.store(true, Ordering::Relaxed);
         }
         let mut known = lock(&self.known);

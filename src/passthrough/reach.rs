@@ -14,7 +14,6 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::fd_budget::Place;
-use super::file_systems::Kind;
 use super::inode::{Held, Identity, Inode, Node};
 use super::inode_store::{MAX_DEPTH, NewPath, PathRoom};
 use super::lookup::{
@@ -73,7 +72,7 @@ enum Closing {
 /// Whether a descriptor of its path may be no more than its path on the host, and
 /// lead nowhere once that name is gone: so it is with some file systems of FUSE.
 fn goes_by_paths(inode: &Inode) -> bool {
-    inode.id() != NodeId::ROOT && inode.mount().kind() == Kind::Served
+    inode.id() != NodeId::ROOT && inode.mount().kind().is_served()
 }
 
 impl Passthrough {
@@ -398,7 +397,7 @@ impl Passthrough {
             return Closing::NotByName;
         };
         let identity = found.identity;
-        let is_known = identity == inode.identity && inode.mount().kind() != Kind::Served;
+        let is_known = identity == inode.identity && !inode.mount().kind().is_served();
         if !is_known && !is_open_file(path, &identity) {
             return Closing::NotByName;
         }
@@ -442,7 +441,7 @@ impl Passthrough {
         if parent.mount().handles().is_some() {
             return None;
         }
-        let by_paths = parent.mount().kind() == Kind::Served;
+        let by_paths = parent.mount().kind().is_served();
         if !by_paths && !self.inodes.has_closed_paths() {
             return None;
         }
@@ -484,9 +483,7 @@ impl Passthrough {
                     self.inodes.keep_path(node.id(), path);
                 }
             }
-            Held::Path(held)
-                if *held == path && inode.mount().kind() == Kind::Served && !is_good() =>
-            {
+            Held::Path(held) if *held == path && inode.mount().kind().is_served() && !is_good() => {
                 let Some((_, Some((parent, _)))) = self.inodes.whereabouts(node.id()) else {
                     return;
                 };

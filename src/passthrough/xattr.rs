@@ -15,7 +15,6 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::credentials::{AsGuest, WithoutFsetid};
-use super::file_systems::Kind;
 use super::inode::Held;
 use super::xattr_map::XattrMap;
 use crate::fs::Result;
@@ -102,7 +101,7 @@ impl Passthrough {
         // On a server, opening is a request of its own.
         if let (Held::Handle(handle), Some(mount)) = (&inode.held, inode.mount().handles())
             && inode.kind() == FileType::RegularFile
-            && inode.mount().kind() != Kind::Served
+            && !inode.mount().kind().is_served()
             && let Ok(file) = open_by_handle(mount, handle, OFlags::RDONLY | OFlags::NONBLOCK)
         {
             return Ok(Source::Open(file));

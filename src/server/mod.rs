@@ -20,7 +20,7 @@ use crate::fuse::decode::decode;
 use crate::fuse::opcode::{Answer, Body, Effect, Opcode, Waits};
 use crate::fuse::{NAME_MAX, PATH_MAX, XATTR_SIZE_MAX};
 use crate::guest::buffers::{Readable, Writable};
-use crate::guest::memory_is_lost;
+use crate::guest::{memory_is_lost, replaced_pages};
 use crate::id::NodeId;
 use crate::metrics::{Done, Gauge, Gauges, Watch};
 pub use read_only::Access;
@@ -40,6 +40,8 @@ pub struct Scratch {
     body: Vec<u8>,
     /// A reply that is packed before it is copied into guest memory.
     reply: Vec<u8>,
+    /// Pages of guest memory that were replaced before the request was read.
+    replaced: usize,
 }
 
 /// A request that has to wait longer than it may. Nothing was done; it is to be
@@ -90,6 +92,29 @@ impl<F: FileSystem> Server<F> {
         self.fs.interrupt_all();
     }
 
+    /// Whether the kernel holds pages of the guest's memory for a request.
+    pub fn pins_memory(&self) -> bool {
+        self.fs.pins_memory()
+    }
+
+    /// Answers a request with an error without serving it; gives the bytes of the
+    /// reply.
+    pub fn fail(&self, mut request: Readable<'_>, mut reply: Writable<'_>, errno: Errno) -> u32 {
+        let mut bytes = [0; size_of::<InHeader>()];
+        if request.copy_out(&mut bytes) < bytes.len() {
+            return 0;
+        }
+        let Ok(header) = InHeader::read_from_bytes(&bytes) else {
+            return 0;
+        };
+        let answer = Opcode::from_wire(header.opcode).map(Opcode::answer);
+        let bytes = out_header(&header, reply_len(0), -errno.raw_os_error());
+        if answer == Some(Answer::Never) || reply.copy_in(&bytes) < bytes.len() {
+            return 0;
+        }
+        reply_len(0)
+    }
+
     /// Ends the session, and begins none until [`Server::end_load`]: the file system
     /// takes another one over, which no request may come between.
     pub fn begin_load(&self) {
@@ -120,6 +145,7 @@ impl<F: FileSystem> Server<F> {
         mut reply: Writable<'_>,
         patience: Patience,
     ) -> Result<u32, MustWait> {
+        scratch.replaced = replaced_pages();
         let mut bytes = [0; size_of::<InHeader>()];
         if request.copy_out(&mut bytes) < bytes.len() {
             if request.is_cut() {
@@ -188,16 +214,7 @@ impl<F: FileSystem> Server<F> {
         let Some(front) = front else { return Ok(0) };
         log::trace!("{header:?} -> {len} bytes, error {error}");
         let len = reply_len(len);
-        let mut bytes = [0; size_of::<OutHeader>()];
-        bytes.copy_from_slice(
-            OutHeader {
-                len,
-                error,
-                unique: header.unique,
-            }
-            .as_bytes(),
-        );
-        front.write(&bytes);
+        front.write(&out_header(&header, len, error));
         Ok(len)
     }
 
@@ -253,10 +270,11 @@ impl<F: FileSystem> Server<F> {
         let Scratch {
             body,
             reply: packed,
+            replaced,
         } = scratch;
         body.resize(body_len, 0);
         request.copy_out(body);
-        if memory_is_lost() {
+        if memory_is_lost() || replaced_pages() != *replaced || request.is_stale() {
             // Some of it may be of an empty page.
             return Err(Errno::FAULT.into());
         }
@@ -284,6 +302,20 @@ fn say_what_to_share() {
              plugged in later too"
         );
     });
+}
+
+/// The header of a reply of `len` bytes, itself counted.
+fn out_header(request: &InHeader, len: u32, error: i32) -> [u8; size_of::<OutHeader>()] {
+    let mut bytes = [0; size_of::<OutHeader>()];
+    bytes.copy_from_slice(
+        OutHeader {
+            len,
+            error,
+            unique: request.unique,
+        }
+        .as_bytes(),
+    );
+    bytes
 }
 
 /// Bytes of a reply with `len` bytes behind its header.

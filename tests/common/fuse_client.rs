@@ -297,6 +297,20 @@ impl Client {
         }
     }
 
+    /// Where the buffers of all requests lie that are with the daemon, with their lengths.
+    pub fn buffers(&self) -> Vec<(u64, usize)> {
+        let pieces = |placed: &Placed| {
+            let pieces = placed.pieces.iter();
+            pieces
+                .map(|&(gpa, len)| (gpa, len as usize))
+                .collect::<Vec<_>>()
+        };
+        let pending = self.pending.values();
+        pending
+            .flat_map(|one| [pieces(&one.request), pieces(&one.reply)].concat())
+            .collect()
+    }
+
     /// Requests that are with the daemon.
     pub fn in_flight(&self) -> usize {
         self.pending.len()

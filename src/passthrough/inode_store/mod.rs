@@ -29,7 +29,6 @@ use foldhash::fast::RandomState;
 use rustix::io::Errno;
 
 use super::fd_budget::FdBudget;
-use super::file_systems::Kind;
 use super::inode::{Identity, Inode, InodeKey};
 use super::mount_fds::Mount;
 use crate::id::NodeId;
@@ -195,7 +194,7 @@ impl InodeStore {
         };
         // While it is open, no other file gets its number; but on a server.
         let is_open =
-            slot.path.is_some() && !slot.has(flag::UNVERIFIED) && slot.mount.kind() != Kind::Served;
+            slot.path.is_some() && !slot.has(flag::UNVERIFIED) && !slot.mount.kind().is_served();
         if slot.identity() != *found || !(slot.has(flag::SETTLED) || is_open) {
             return Match::Unsure(shard.inode(slot));
         }
@@ -294,7 +293,7 @@ impl InodeStore {
         }
         // A server may give a new file the number of one that is held, and nothing
         // tells them apart that can be compared. What was just made is no old file.
-        let is_new = new.mount.kind() == Kind::Served
+        let is_new = new.mount.kind().is_served()
             && new.identity.born.is_none()
             && new.path.as_ref().is_some_and(|path| path.verified);
         let mut shard = write(lock);

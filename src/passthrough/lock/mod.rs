@@ -28,7 +28,6 @@ use rustix::io::Errno;
 
 use super::Passthrough;
 use super::fd_budget::GuestFd;
-use super::file_systems::Kind;
 use super::handles::Handle;
 use crate::fs::{Failure, Locking, Patience, Result, Wait, Waiting};
 use crate::fuse::abi::FileLock;
@@ -276,7 +275,7 @@ impl Passthrough {
     ) -> Waiting<()> {
         self.keeps_locks(args)?;
         let handle = self.handles.file(node, args.handle)?;
-        if patience == Patience::Nothing && handle.kind() == Kind::Served {
+        if patience == Patience::Nothing && handle.kind().is_served() {
             return Err(Failure::MustWait(Wait::ForServer));
         }
         if args.is_flock {

@@ -1,0 +1,85 @@
+//! Data of remote file systems goes through a bounce buffer, but for NFS without direct
+//! I/O, which goes through the host's page cache.
+//!
+//! The kernel may hold pages of the guest for as long as such a file system takes, even
+//! where the file is not open for direct I/O: a FUSE server can ask for that, and 9p
+//! does without a cache. When the server is gone and the front end stops the queue, the
+//! guest uses those pages for something else, which would end up in the file, or be
+//! overwritten. A buffer of ours is nobody else's.
+//!
+//! What it costs is one more copy: on a bindfs (medians of 3 rounds) 390 us of the daemon's
+//! processor time instead of 250 for 1 MiB that the host has cached, in 990 us instead of
+//! 900; for writes of 1 MiB 1.55 ms instead of 1.33 of 7.9 ms; for 4 KiB nothing that can
+//! be told from noise.
+
+use std::cell::RefCell;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+use super::buffers::{Readable, Writable};
+use super::replaced_pages;
+use crate::sys::vectored::{self, PAGE};
+
+/// The most bytes of one call.
+const MAX_BYTES: usize = 1 << 20;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends the calling thread's buffer, `len` bytes on a page of their own, as direct I/O
+/// wants them.
+fn with_buffer<R>(len: usize, use_it: impl FnOnce(&mut [u8]) -> R) -> R {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len + PAGE {
+            buffer.resize(len + PAGE, 0);
+        }
+        let start = buffer.as_ptr().align_offset(PAGE);
+        use_it(buffer.get_mut(start..start + len).unwrap_or_default())
+    })
+}
+
+impl Readable<'_> {
+    /// Writes the next bytes to `file` at `offset`, at most 1 MiB; gives how many were
+    /// written.
+    ///
+    /// # Errors
+    /// Those of `pwritev2(2)`, and `EFAULT` where the guest's memory went away.
+    pub fn write_by_buffer(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        flags: i32,
+    ) -> Result<usize, Errno> {
+        with_buffer(self.len().min(MAX_BYTES), |buffer| {
+            let replaced = replaced_pages();
+            self.copy_ahead(buffer);
+            if self.is_stale() || replaced_pages() != replaced {
+                return Err(Errno::FAULT);
+            }
+            let n = vectored::pwrite(file, buffer, offset, flags)?;
+            self.skip(n);
+            Ok(n)
+        })
+    }
+}
+
+impl Writable<'_> {
+    /// Reads from `file` at `offset`, at most 1 MiB; gives how many bytes came.
+    ///
+    /// # Errors
+    /// Those of `preadv2(2)`.
+    pub fn fill_by_buffer(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        flags: i32,
+    ) -> Result<usize, Errno> {
+        with_buffer(self.len().min(MAX_BYTES), |buffer| {
+            let n = vectored::pread(file, buffer, offset, flags)?;
+            self.copy_in(buffer.get(..n).unwrap_or_default());
+            Ok(n)
+        })
+    }
+}
