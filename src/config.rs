@@ -48,8 +48,8 @@ pub struct Config {
     pub cache: CachePolicy,
     /// For how long the guest may trust that a name does not exist.
     pub negative_timeout: Duration,
-    /// Whether the guest may change nothing; who refuses it is the server.
-    pub read_only: bool,
+    /// Whether the guest may list directories without opening them.
+    pub no_opendir: bool,
     /// Whether the guest may gather writes in its page cache.
     pub writeback: bool,
     /// Whether `O_DIRECT` of the guest reaches the host.

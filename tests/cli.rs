@@ -555,6 +555,11 @@ fn values_are_checked_even_where_the_part_is_still_to_come() {
                 "{option} is of no use with --migration-mode=file-handles"
             ));
     }
+    for others in [&[][..], &["--readonly"], &["--cache=always"]] {
+        place
+            .refused(&[&["--no-opendir"], others].concat())
+            .is_failure("--no-opendir needs --readonly and --cache=always");
+    }
 }
 
 // Bad input: one line with cause and remedy, nothing left behind

@@ -544,13 +544,18 @@ fn programs_see_the_same_as_on_the_host() {
 }
 
 #[test]
-fn directories_of_a_share_that_is_only_read_are_not_opened() {
+fn directories_are_listed_without_being_opened() {
     for kernel in KERNELS {
         let (share, logs) = (new_share(), new_share());
         host(share.path(), "mkdir folder && touch folder/file-{1..2000}");
         let seen = Guest::new(kernel)
             .options(&["--logs", logs.path().to_str().unwrap()])
-            .daemon(&["--readonly", "--cache=always", "--log-level=trace"])
+            .daemon(&[
+                "--readonly",
+                "--cache=always",
+                "--no-opendir",
+                "--log-level=trace",
+            ])
             .case(share.path(), "readonly.sh", &[]);
         let on_host = host(share.path(), "ls -f folder | LC_ALL=C sort");
         let sorted = |names: &str| {

@@ -404,7 +404,7 @@ fn commands_that_are_not_known_and_arguments_that_do_not_fit_are_refused() {
     assert_eq!(set_flags(client, file, NODUMP), Err(libc::EROFS));
     session.finish();
     // A directory that need not be opened has no handle.
-    let mut session = Session::new(&["--readonly", "--cache=always"]);
+    let mut session = Session::new(&["--readonly", "--cache=always", "--no-opendir"]);
     let on_host = File::open(session.path("")).unwrap();
     let host_flags = ioctl_getflags(&on_host).map(|flags| flags.bits());
     let seen = flags(&mut session.client, (ROOT, 0));

@@ -152,6 +152,7 @@ impl Options {
             .context("missing \"--shared-dir\" or \"-o source\" option")?;
         let modcaps = self.modcaps()?;
         self.check_migration()?;
+        self.check_no_opendir()?;
         let num_request_queues = match self.num_request_queues {
             Some(number) => usize::from(number),
             None => thread::available_parallelism()
@@ -241,6 +242,18 @@ impl Options {
         Ok(caps)
     }
 
+    fn check_no_opendir(&self) -> anyhow::Result<()> {
+        if self.no_opendir
+            && !(self.readonly && CachePolicy::from(self.cache) == CachePolicy::Always)
+        {
+            bail!(
+                "--no-opendir needs --readonly and --cache=always, with which the guest keeps \
+                 what it has listed; give both, or leave it out"
+            );
+        }
+        Ok(())
+    }
+
     fn check_migration(&self) -> anyhow::Result<()> {
         if self.migration_mode != Some(MigrationMode::FileHandles) {
             return Ok(());
@@ -283,7 +296,7 @@ impl Options {
         Config {
             cache,
             negative_timeout: Duration::from_secs(self.negative_timeout.into()),
-            read_only: self.readonly,
+            no_opendir: self.no_opendir,
             writeback: self.writeback,
             allow_direct_io: self.allow_direct_io,
             allow_mmap: self.allow_mmap,

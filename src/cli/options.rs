@@ -112,6 +112,12 @@ pub struct Options {
     #[arg(long, help_heading = "Cache and speed")]
     pub no_readdirplus: bool,
 
+    /// Let the guest list directories without opening them, with --readonly and
+    /// --cache=always: listing a tree that it has cached took a third to a half of the
+    /// time. Such a guest can be migrated to daemons with this option only.
+    #[arg(long, help_heading = "Cache and speed")]
+    pub no_opendir: bool,
+
     /// Queues for requests, 1 to 62, each with a thread of its own
     /// [default: one for each CPU].
     #[arg(long, value_name = "N", help_heading = "Cache and speed")]

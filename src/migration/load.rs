@@ -104,11 +104,7 @@ fn agreed_features(wanted: u64, negotiated: Negotiated, no_opendir: bool) -> any
             "--announce-submounts",
         ),
         (negotiated.posix_acl, ACCESS_LISTS, "--posix-acl"),
-        (
-            no_opendir,
-            features::NO_OPENDIR,
-            "--readonly with --cache=always",
-        ),
+        (no_opendir, features::NO_OPENDIR, "--no-opendir"),
     ] {
         ensure!(
             !settled || wanted & feature != 0,

@@ -283,11 +283,7 @@ impl FileSystem for Passthrough {
                 config.cache != CachePolicy::Never,
                 features::CACHE_SYMLINKS,
             )
-            // It keeps what it has read then, with a handle or without.
-            | when(
-                config.read_only && config.cache == CachePolicy::Always,
-                features::NO_OPENDIR,
-            )
+            | when(config.no_opendir, features::NO_OPENDIR)
             | when(config.writeback, features::WRITEBACK_CACHE)
             | when(config.announce_submounts, features::SUBMOUNTS)
             | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
