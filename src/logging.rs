@@ -19,8 +19,8 @@ use env_logger::{Target, WriteStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use syslog::{BasicLogger, Facility, Formatter3164, LoggerBackend};
 
-use crate::sys::locks::lock;
 use crate::sys::stderr::NeverWaits;
+use crate::sys::sync::lock;
 
 /// The target of lines that launchers wait for, and of the last one.
 pub const MILESTONE: &str = "virtiofsd";

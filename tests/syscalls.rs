@@ -329,7 +329,7 @@ fn reading_and_writing_cost_what_they_must() {
 }
 
 /// At the end of a file the host is asked once where it is known to tell, and
-/// once more where it is not (see `passthrough::short_reads`).
+/// once more where it is not (see `passthrough::files`).
 #[test]
 fn a_read_at_the_end_costs_no_more_than_one_call_more() {
     let mut budget = Budget::new(&["--inode-file-handles=never"]);

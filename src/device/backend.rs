@@ -42,8 +42,8 @@ use crate::guest::{GuestMemory, RegionLog, SharedMemory, forget_writes, misses_a
 use crate::metrics::{Gauge, Gauges, Metrics};
 use crate::server::{Access, Server};
 use crate::sys;
-use crate::sys::locks::lock;
 use crate::sys::long_wait;
+use crate::sys::sync::lock;
 
 /// How the device is set up.
 #[derive(Clone, Debug)]

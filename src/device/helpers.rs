@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::workspace::Workspace;
 use crate::fs::Patience;
-use crate::sys::locks::{lock, wait_for};
+use crate::sys::sync::{lock, wait_for};
 
 /// Work for a thread, which lends its buffers and says what it may wait for.
 pub(super) type Job = Box<dyn FnOnce(&mut Workspace, Patience) + Send>;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use crate::sys::locks::{lock, wait_for};
+use crate::sys::sync::{lock, wait_for};
 
 /// The requests of one queue.
 #[derive(Default)]

@@ -28,7 +28,7 @@ use crate::guest::buffers::Spans;
 use crate::guest::ring::{Ring, RingError, RingLayout, Used};
 use crate::guest::{GuestMemory, SharedMemory, View, memory_is_lost};
 use crate::server::{MustWait, Server};
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 
 /// How long a queue that is to stop is waited for before requests that wait for
 /// locks are looked for again.

@@ -20,7 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::shift::InRequest;
-use crate::sys::locks::{lock, wait_for};
+use crate::sys::sync::{lock, wait_for};
 
 /// The time between two looks: a request is left alone for so long, and its thread is
 /// relieved before it was in it for twice as long.

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use crate::sys::locks::{lock, wait_for};
+use crate::sys::sync::{lock, wait_for};
 
 /// The most chains that a thread takes at once.
 pub(super) const BATCH: usize = 1 << PLACE_BITS;

@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 
 /// The most bytes of a state: some ten million inodes.
 const MAX_STATE_BYTES: usize = 1 << 30;

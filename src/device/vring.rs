@@ -28,7 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::MAX_QUEUE_SIZE;
 use crate::guest::GuestMemory;
 use crate::sys::adopt_fd::adopt_fd;
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 
 type Map = GuestMemoryAtomic<GuestMemory>;
 

@@ -15,7 +15,7 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 
 use super::lost_memory::{Watched, is_there};
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 
 /// Bytes for which there is a bit.
 const PAGE: u64 = 4096;

@@ -23,7 +23,7 @@ pub use dirty_log::RegionLog;
 pub use lost_memory::{memory_is_lost, replaced_pages, survive_lost_memory};
 pub use renewal::{SharedMemory, View};
 
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 use lost_memory::Watched;
 
 /// The memory map of the guest: regions with a dirty log that may be absent.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::fuse::opcode::Opcode;
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 use block::Block;
 
 /// Slow requests that are logged in each [`WINDOW`].

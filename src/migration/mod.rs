@@ -24,7 +24,7 @@ use anyhow::Context;
 use crate::config::MigrationConfig;
 use crate::fs::Migrate;
 use crate::passthrough::Passthrough;
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 use places::Places;
 
 /// Moves the state of one tree.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::id::NodeId;
 use crate::passthrough::Tracker;
-use crate::sys::locks::lock;
+use crate::sys::sync::lock;
 
 /// Shards of the map: the threads of queues seldom meet.
 const SHARDS: usize = 16;

@@ -9,12 +9,12 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::Passthrough;
-use super::handles::Handle;
-use super::inode::{InodeKey, Node};
-use super::tracker::Tracker;
 use crate::fs::Result;
 use crate::id::{HandleId, NodeId};
+use crate::passthrough::Passthrough;
+use crate::passthrough::files::handles::Handle;
+use crate::passthrough::inodes::inode::{InodeKey, Node};
+use crate::passthrough::tracker::Tracker;
 use crate::sys::cpath::FdName;
 
 /// A file as the host has it now.

@@ -6,32 +6,14 @@
 //! that user (`credentials`); the guest's own kernel has checked permissions
 //! before it asks.
 
-mod attr;
-mod credentials;
-mod dir;
-mod fd_budget;
-mod file_systems;
-mod handles;
-mod id_map;
-mod inode;
-mod inode_store;
-mod io;
-mod ioctl;
-mod label;
-mod listings;
-mod lock;
-mod lookup;
+mod attributes;
+mod features;
+mod files;
+mod inodes;
 mod migrate;
-mod mount_fds;
-mod namespace;
-mod open;
-mod optional;
-mod privileges;
-mod reach;
-mod recent;
+mod names;
 mod tracker;
-mod xattr;
-mod xattr_map;
+mod users;
 
 use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,7 +33,7 @@ use crate::fuse::abi::{FileLock, StatfsOut, StatxOut};
 use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
 use crate::fuse::extensions::Extensions;
-use crate::fuse::flags::init as features;
+use crate::fuse::flags::init;
 use crate::fuse::op::{
     Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, IoctlArgs, LockArgs, LockOwner,
     MkdirArgs, MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, StatxArgs,
@@ -62,24 +44,28 @@ use crate::id::{HandleId, NodeId};
 use crate::sys::cpath::FdName;
 use crate::sys::shared_fd::SharedFd;
 use crate::sys::thread::{self, Masked};
-use credentials::{AsGuest, Credentials};
-use fd_budget::FdBudget;
-use file_systems::Kind;
-use handles::Handles;
-pub use id_map::IdMaps;
-use inode::Held;
-use inode_store::InodeStore;
-use listings::Listings;
-use lock::Locks;
-use mount_fds::Mounts;
-pub use mount_fds::try_file_handles;
-use recent::RecentDirectories;
+use attributes::xattr;
+use attributes::xattr_map::XattrMap;
+use files::data;
+use files::handles::Handles;
+use files::listings::Listings;
+use files::locks::Locks;
+use inodes::directory_cache::RecentDirectories;
+use inodes::fd_budget::FdBudget;
+use inodes::file_systems::Kind;
+use inodes::inode::Held;
+use inodes::mounts::Mounts;
+use inodes::store::InodeStore;
+use names::lookup;
 use tracker::Tracking;
-use xattr_map::XattrMap;
+use users::credentials::{AsGuest, Credentials};
+use users::privileges;
 
-pub use inode::{Inode, InodeKey, Node};
+pub use inodes::inode::{Inode, InodeKey, Node};
+pub use inodes::mounts::try_file_handles;
 pub use migrate::{Identity, OpenHandle, identify, identify_at, leads_to};
 pub use tracker::Tracker;
+pub use users::id_map::IdMaps;
 
 /// A directory tree of the host.
 #[derive(Debug)]
@@ -210,7 +196,7 @@ impl Passthrough {
     /// a default access control list.
     fn masked_by(&self, umask: u32) -> Result<Option<Masked>> {
         let umask = Mode::from_raw_mode(umask & 0o777);
-        if umask.is_empty() || !self.has(features::DONT_MASK) {
+        if umask.is_empty() || !self.has(init::DONT_MASK) {
             return Ok(None);
         }
         thread::mask(&self.proc_self_fd, umask).map(Some)
@@ -262,32 +248,32 @@ impl FileSystem for Passthrough {
         let config = &self.config;
         let when = |wanted: bool, feature| if wanted { feature } else { 0 };
         let readdirplus = config.readdirplus && config.cache != CachePolicy::Never;
-        features::ASYNC_READ
-            | features::ATOMIC_O_TRUNC
-            | features::BIG_WRITES
-            | features::AUTO_INVAL_DATA
-            | features::ASYNC_DIO
-            | features::PARALLEL_DIROPS
-            | features::MAX_PAGES
-            | features::INIT_EXT
-            | features::CREATE_SUPP_GROUP
-            | features::ALLOW_IDMAP
+        init::ASYNC_READ
+            | init::ATOMIC_O_TRUNC
+            | init::BIG_WRITES
+            | init::AUTO_INVAL_DATA
+            | init::ASYNC_DIO
+            | init::PARALLEL_DIROPS
+            | init::MAX_PAGES
+            | init::INIT_EXT
+            | init::CREATE_SUPP_GROUP
+            | init::ALLOW_IDMAP
             | when(
                 readdirplus,
-                features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,
+                init::DO_READDIRPLUS | init::READDIRPLUS_AUTO,
             )
-            | when(config.posix_lock, features::POSIX_LOCKS)
-            | when(config.flock, features::FLOCK_LOCKS)
+            | when(config.posix_lock, init::POSIX_LOCKS)
+            | when(config.flock, init::FLOCK_LOCKS)
             // A link's target never changes.
             | when(
                 config.cache != CachePolicy::Never,
-                features::CACHE_SYMLINKS,
+                init::CACHE_SYMLINKS,
             )
-            | when(config.no_opendir, features::NO_OPENDIR)
-            | when(config.writeback, features::WRITEBACK_CACHE)
-            | when(config.announce_submounts, features::SUBMOUNTS)
-            | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
-            | optional::to_ask_for(config, offered)
+            | when(config.no_opendir, init::NO_OPENDIR)
+            | when(config.writeback, init::WRITEBACK_CACHE)
+            | when(config.announce_submounts, init::SUBMOUNTS)
+            | when(config.allow_mmap, init::DIRECT_IO_ALLOW_MMAP)
+            | features::to_ask_for(config, offered)
     }
 
     fn negative_timeout(&self) -> Duration {
@@ -295,8 +281,8 @@ impl FileSystem for Passthrough {
     }
 
     fn start(&self, agreed: u64) -> Result<()> {
-        optional::check(&self.config, agreed)?;
-        if self.config.announce_submounts && agreed & features::SUBMOUNTS == 0 {
+        features::check(&self.config, agreed)?;
+        if self.config.announce_submounts && agreed & init::SUBMOUNTS == 0 {
             // This line has no log prefix: management software knows it so.
             // Once is enough.
             static WARNED: Once = Once::new();
@@ -360,7 +346,7 @@ impl FileSystem for Passthrough {
         if self.inodes.forget(node, count) {
             // Who puts it there now finds it forgotten, and takes it out again.
             self.recent.remove(node);
-            if self.has(features::NO_OPENDIR) {
+            if self.has(init::NO_OPENDIR) {
                 self.listings.remove(node);
             }
             self.locks
@@ -509,7 +495,7 @@ impl FileSystem for Passthrough {
     }
 
     fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
-        io::sync(self.handles.file(node, handle)?.as_fd(), data_only)
+        data::sync(self.handles.file(node, handle)?.as_fd(), data_only)
     }
 
     fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
@@ -525,7 +511,7 @@ impl FileSystem for Passthrough {
     }
 
     fn opendir(&self, node: NodeId, _flags: u32) -> Result<Opened> {
-        if self.has(features::NO_OPENDIR) {
+        if self.has(init::NO_OPENDIR) {
             return Err(Errno::NOSYS);
         }
         self.open_directory(node)
@@ -540,7 +526,7 @@ impl FileSystem for Passthrough {
     }
 
     fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
-        io::sync(self.directory_of(node, handle)?.as_fd(), data_only)
+        data::sync(self.directory_of(node, handle)?.as_fd(), data_only)
     }
 
     fn statfs(&self, node: NodeId) -> Result<StatfsOut> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::id::NodeId;
-use crate::sys::locks::{read, write};
+use crate::sys::sync::{read, write};
 
 /// What wants to know about names.
 ///

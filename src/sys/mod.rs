@@ -8,12 +8,12 @@ pub mod clock;
 pub mod cpath;
 pub mod file_handle;
 pub mod ioctl;
-pub mod lock;
-pub mod locks;
 pub mod long_wait;
 pub mod process;
+pub mod record_lock;
 pub mod shared_fd;
 pub mod stderr;
+pub mod sync;
 pub mod thread;
 pub mod vectored;
 

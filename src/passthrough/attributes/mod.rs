@@ -1,0 +1,5 @@
+//! Attributes and extended attributes.
+
+pub(in crate::passthrough) mod attr;
+pub(in crate::passthrough) mod xattr;
+pub(in crate::passthrough) mod xattr_map;

@@ -1,0 +1,552 @@
+//! From a name to a node.
+//!
+//! A name is asked for its identity first, by one `statx(2)`: for an inode that
+//! the guest holds that is all, unless the file is so young that its number and
+//! time of birth do not prove yet that it is the one that is held. Only then,
+//! and for new inodes, more is asked: the file handle, or a descriptor.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+use crate::config::InodeFileHandles;
+use crate::fs::{Attributes, Entry, Failure, Patience, Result, Wait, Waiting};
+use crate::fuse::abi::Attr;
+use crate::fuse::cursor::Name;
+use crate::fuse::flags;
+use crate::id::NodeId;
+use crate::passthrough::Passthrough;
+use crate::passthrough::attributes::attr;
+use crate::passthrough::inodes::inode::{Held, Identity, Inode, InodeKey, Node};
+use crate::passthrough::inodes::mounts::Mount;
+use crate::passthrough::inodes::store::{Match, NewInode, NewPath};
+use crate::sys::clock::{Nanoseconds, last_tick};
+use crate::sys::file_handle::{FileHandle, name_to_handle};
+use crate::sys::shared_fd::SharedFd;
+
+/// The most between two ticks of the host's clock.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Two files of one number have different times of birth if this long lies
+/// between them.
+const BIRTHS_DIFFER: Duration = TICK.saturating_mul(2);
+
+/// So long after its birth a file that is looked at then is settled: the time that
+/// is read is that of the last tick.
+pub(in crate::passthrough) const SETTLED_AFTER: Duration = BIRTHS_DIFFER.saturating_add(TICK);
+
+/// A file as the host shows it.
+pub(in crate::passthrough) struct Found {
+    pub(in crate::passthrough) identity: Identity,
+    /// With the ids of the host.
+    pub(in crate::passthrough) attr: Attr,
+    /// When the host was asked: later than this the file existed.
+    asked: Nanoseconds,
+}
+
+/// What tells a file from others, by its status.
+fn identity_of(stat: &Statx) -> Identity {
+    let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+    let nanoseconds = i64::from(stat.stx_btime.tv_nsec);
+    let born = stat.stx_btime.tv_sec.checked_mul(1_000_000_000);
+    Identity {
+        key: InodeKey::of(stat),
+        kind: FileType::from_raw_mode(stat.stx_mode.into()),
+        born: born
+            .and_then(|born| born.checked_add(nanoseconds))
+            .filter(|_| has_birth),
+    }
+}
+
+impl Found {
+    fn new(stat: &Statx, asked: Nanoseconds) -> Self {
+        Self {
+            identity: identity_of(stat),
+            attr: attr::from_statx(stat),
+            asked,
+        }
+    }
+
+    /// Whether from now on a file of this number and time of birth is this one
+    /// for sure. It existed after we asked, so that another one with its number
+    /// is born later; and it was born so long before that "later" shows.
+    pub(in crate::passthrough) fn is_settled(&self, mount: &Mount) -> bool {
+        let is_older = |born| {
+            born < self
+                .asked
+                .saturating_sub(BIRTHS_DIFFER.as_nanos() as Nanoseconds)
+        };
+        mount.knows_birth() && self.identity.born.is_some_and(is_older)
+    }
+}
+
+/// What is asked of the host about a file: what a reply needs and its identity.
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::MNT_ID)
+    .union(StatxFlags::BTIME);
+
+/// Identifies an open file.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(in crate::passthrough) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let asked = last_tick();
+    Ok(Found::new(
+        &rustix::fs::statx(fd, c"", flags, WANTED)?,
+        asked,
+    ))
+}
+
+/// Identifies a name without opening it.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(in crate::passthrough) fn identify_name(parent: impl AsFd, name: &CStr) -> Result<Found> {
+    identify_with(parent, name, AtFlags::empty())
+}
+
+/// The same, but a server is asked and the host's kernel does not answer from its
+/// cache.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(in crate::passthrough) fn identify_name_now(parent: impl AsFd, name: &CStr) -> Result<Found> {
+    identify_with(parent, name, AtFlags::STATX_FORCE_SYNC)
+}
+
+/// The same, but no server is asked: where the name leads to one the kernel answers
+/// from what it remembers.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(in crate::passthrough) fn identify_name_at_hand(
+    parent: impl AsFd,
+    name: &CStr,
+) -> Result<Found> {
+    identify_with(parent, name, AtFlags::STATX_DONT_SYNC)
+}
+
+/// Identifies a name in a directory that is on this mount. Where a mount of a server
+/// lies over the name, and the directory's own file system needs none, nobody is asked.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(in crate::passthrough) fn identify_name_on(
+    mount: &Mount,
+    parent: impl AsFd,
+    name: &CStr,
+) -> Result<Found> {
+    if mount.is_local() {
+        identify_name_at_hand(parent, name)
+    } else {
+        identify_name(parent, name)
+    }
+}
+
+fn identify_with(parent: impl AsFd, name: &CStr, more: AtFlags) -> Result<Found> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | more;
+    let asked = last_tick();
+    let stat = rustix::fs::statx(parent, name, flags, WANTED)?;
+    Ok(Found::new(&stat, asked))
+}
+
+/// Opens the path of a name.
+///
+/// # Errors
+/// Those of `open(2)`.
+pub(in crate::passthrough) fn open_path(parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// Whether what is open is the file that was found under a name.
+///
+/// While it is open nothing else gets its number, and what differs is what the
+/// host has changed about it since. A server may give the number to others, but
+/// then it does not have the old file any more when it is asked for it.
+pub(in crate::passthrough) fn is_open_file(path: &SharedFd, found: &Identity) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(path, c"", flags, WANTED).is_ok_and(|open| identity_of(&open) == *found)
+}
+
+/// What the guest is going to do with what it looks up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::passthrough) enum Interest {
+    /// It has asked for this name.
+    Asked,
+    /// It reads a directory, and may never use most of the entries.
+    Listed,
+}
+
+impl Passthrough {
+    /// LOOKUP.
+    pub(in crate::passthrough) fn look_up(
+        &self,
+        parent: NodeId,
+        name: Name<'_>,
+        patience: Patience,
+    ) -> Waiting<Entry> {
+        let (parent, name) = (self.node(parent)?, name.as_c_str());
+        match patience {
+            Patience::Nothing => self.look_up_at_hand(&parent, name, Interest::Asked),
+            _ => Ok(self.look_up_beneath(&parent, name)?),
+        }
+    }
+
+    /// Finds a name in a directory and counts a look-up of its node.
+    pub(in crate::passthrough) fn look_up_beneath(
+        &self,
+        parent: &Node,
+        name: &CStr,
+    ) -> Result<Entry> {
+        self.look_up_in(parent, name, Interest::Asked)
+    }
+
+    fn look_up_in(&self, parent: &Node, name: &CStr, interest: Interest) -> Result<Entry> {
+        let moves = self.inodes.moves();
+        self.count_found(
+            parent,
+            name,
+            (identify_name(parent, name)?, moves),
+            interest,
+        )
+    }
+
+    /// The same without waiting for a server that the name leads to from a directory
+    /// that is on none: it may be gone, and to see that there is a mount nobody has to
+    /// ask it.
+    pub(in crate::passthrough) fn look_up_at_hand(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        interest: Interest,
+    ) -> Waiting<Entry> {
+        let mount = parent.mount();
+        if mount.kind().is_served() || !(mount.is_local() || self.mounts.any_is_served()) {
+            return Ok(self.look_up_in(parent, name, interest)?);
+        }
+        let moves = self.inodes.moves();
+        let found = identify_name_at_hand(parent, name)?;
+        let key = found.identity.key;
+        let is_local = if (key.device, key.mount) == (mount.device(), mount.id()) {
+            mount.is_local()
+        } else {
+            let known = self.mounts.find(key.device, key.mount);
+            if known.as_ref().is_none_or(|known| known.kind().is_served()) {
+                return Err(Failure::MustWait(Wait::ForServer));
+            }
+            known.is_some_and(|known| known.is_local())
+        };
+        if !is_local {
+            // What the kernel remembers may be old.
+            return Ok(self.look_up_in(parent, name, interest)?);
+        }
+        Ok(self.count_found(parent, name, (found, moves), interest)?)
+    }
+
+    /// Counts a look-up of the node of what was found after so many moves.
+    fn count_found(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        (found, moves): (Found, u64),
+        interest: Interest,
+    ) -> Result<Entry> {
+        let (node, found) = match self.count_look_up(parent, name, &found, moves)? {
+            Some(node) => (node, found),
+            None => self.hold(parent, name, found, interest)?,
+        };
+        self.tracking
+            .tell(|tracker| tracker.found(node, parent.id(), name));
+        Ok(self.entry_beneath(parent, node, &found))
+    }
+
+    /// Counts a look-up of a file that was found, if the guest holds it.
+    fn count_look_up(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        found: &Found,
+        moves: u64,
+    ) -> Result<Option<NodeId>> {
+        // One that the guest has moved meanwhile has noted where it is now.
+        let place = (self.inodes.moves() == moves).then_some((parent.id(), name));
+        let held = match self.inodes.acquire(&found.identity, place) {
+            Match::Counted(node) => return Ok(Some(node)),
+            Match::Stranger => return Ok(None),
+            Match::Unsure(held) => held,
+        };
+        if !self.is_it(&held, found, parent, name)? {
+            self.inodes.replaced(held.id());
+            return Ok(None);
+        }
+        let settled = found.is_settled(held.mount());
+        let counted = self
+            .inodes
+            .confirm(held.id(), &found.identity, settled, place);
+        Ok(counted.then(|| held.id()))
+    }
+
+    /// Whether a file that was found is the one that is held in its place.
+    fn is_it(&self, held: &Inode, found: &Found, parent: &Node, name: &CStr) -> Result<bool> {
+        match &held.held {
+            Held::Handle(handle) => {
+                let now = name_to_handle(parent, name)?;
+                let is_same_kind = held.kind() == found.identity.kind;
+                Ok(is_same_kind && now == (*handle, found.identity.key.mount))
+            }
+            Held::Path(path) => Ok(is_open_file(path, &found.identity)),
+            Held::Unverified(path) => {
+                let is_it = is_open_file(path, &found.identity);
+                self.inodes.set_verified(held.id(), path, is_it);
+                Ok(is_it)
+            }
+            Held::Name => Ok(held.identity.is_same_file(&found.identity)),
+        }
+    }
+
+    /// Holds a file that was found in a directory.
+    fn hold(
+        &self,
+        parent: &Node,
+        name: &CStr,
+        found: Found,
+        interest: Interest,
+    ) -> Result<(NodeId, Found)> {
+        let key = found.identity.key;
+        let mount = self.mount_of(&found.identity, parent, || open_path(parent, name))?;
+        let place = Some((parent.id(), name));
+        let settled = found.is_settled(&mount);
+        if mount.handles().is_some() {
+            // Too young to be told from one that gets its number and name next.
+            if !settled {
+                return self.enter_opened(parent, name);
+            }
+            match name_to_handle(parent, name) {
+                Ok((handle, id)) if id == key.mount && handle.names_inode(key.ino) => {
+                    // The handle is of something that has this number. It is of
+                    // the file that was found if that is still there: it would
+                    // have had to go for another one to have its number.
+                    let again = identify_name(parent, name)?;
+                    if again.identity != found.identity {
+                        return self.enter_opened(parent, name);
+                    }
+                    let new = NewInode {
+                        identity: again.identity,
+                        settled,
+                        mount,
+                        handle: Some(handle),
+                        path: None,
+                        place,
+                    };
+                    return Ok((self.inodes.insert(new)?, again));
+                }
+                Ok(_) => return self.enter_opened(parent, name),
+                Err(Errno::OPNOTSUPP | Errno::OVERFLOW)
+                    if self.config.inode_file_handles != InodeFileHandles::Mandatory => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        // Who only lists a large directory must not cost others their places;
+        // but what cannot be told from a later file has to stay open.
+        let room = match interest {
+            Interest::Listed if settled => self.inodes.path_room(),
+            _ => self.path_room(),
+        };
+        let path = room
+            .map(|room| {
+                Ok(NewPath {
+                    fd: SharedFd::new(open_path(parent, name)?)?,
+                    verified: false,
+                    room,
+                })
+            })
+            .transpose()
+            .or_else(|errno| match errno {
+                // The host is short of descriptors; the name will do.
+                Errno::MFILE | Errno::NFILE => Ok(None),
+                errno => Err(errno),
+            })?;
+        let new = NewInode {
+            identity: found.identity,
+            settled,
+            mount,
+            handle: None,
+            path,
+            place,
+        };
+        Ok((self.inodes.insert(new)?, found))
+    }
+
+    /// Holds a file by its handle where a handle does not show whose it is: the
+    /// file is opened, and all is asked of what was opened.
+    fn enter_opened(&self, parent: &Node, name: &CStr) -> Result<(NodeId, Found)> {
+        let path = open_path(parent, name)?;
+        let found = identify(path.as_fd())?;
+        let again = || self.reopen(path.as_fd(), OFlags::PATH);
+        let file = (path.as_fd(), &found);
+        let node = self.enter_open_file(parent, Some(name), file, again)?;
+        Ok((node, found))
+    }
+
+    /// Holds a file that is open, and is found in this directory if it has a
+    /// name; `path` opens its path.
+    pub(in crate::passthrough) fn enter_open_file(
+        &self,
+        parent: &Node,
+        name: Option<&CStr>,
+        (file, found): (BorrowedFd<'_>, &Found),
+        path: impl Fn() -> Result<OwnedFd>,
+    ) -> Result<NodeId> {
+        let mount = self.mount_of(&found.identity, parent, &path)?;
+        let handle = self.handle_of(&mount, file)?;
+        let path = match self.path_room().filter(|_| handle.is_none()) {
+            Some(room) => Some(NewPath {
+                fd: SharedFd::new(path()?)?,
+                verified: true,
+                room,
+            }),
+            None => None,
+        };
+        self.inodes.insert(NewInode {
+            identity: found.identity,
+            settled: found.is_settled(&mount),
+            mount,
+            handle,
+            path,
+            place: name.map(|name| (parent.id(), name)),
+        })
+    }
+
+    /// Holds a file that is open under the number and with the look-ups that the
+    /// guest knows.
+    ///
+    /// # Errors
+    /// `EEXIST` when the file is held under another number, or the number is in
+    /// use; `ENFILE` when no descriptor is left for it.
+    pub(in crate::passthrough) fn hold_saved(
+        &self,
+        id: NodeId,
+        lookups: u64,
+        file: OwnedFd,
+        place: Option<(NodeId, &CStr)>,
+    ) -> Result<()> {
+        let found = identify(file.as_fd())?;
+        let InodeKey { device, mount, .. } = found.identity.key;
+        let mount = match self.mounts.find(device, mount) {
+            Some(mount) => mount,
+            None => {
+                let copy = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+                self.mounts.open(copy, &self.proc_self_fd)?
+            }
+        };
+        let handle = self.handle_of(&mount, file.as_fd())?;
+        let path = if handle.is_none() {
+            Some(NewPath {
+                fd: SharedFd::new(self.reopen(file.as_fd(), OFlags::PATH)?)?,
+                verified: true,
+                room: self.path_room().ok_or(Errno::NFILE)?,
+            })
+        } else {
+            None
+        };
+        let new = NewInode {
+            identity: found.identity,
+            settled: found.is_settled(&mount),
+            mount,
+            handle,
+            path,
+            place,
+        };
+        self.inodes.insert_saved(id, lookups, new)
+    }
+
+    /// The handle of an open file, if files of its mount are held by handles.
+    fn handle_of(&self, mount: &Mount, file: BorrowedFd<'_>) -> Result<Option<FileHandle>> {
+        if mount.handles().is_none() {
+            return Ok(None);
+        }
+        match name_to_handle(file, c"") {
+            Ok((handle, _)) => Ok(Some(handle)),
+            Err(Errno::OPNOTSUPP | Errno::OVERFLOW)
+                if self.config.inode_file_handles != InodeFileHandles::Mandatory =>
+            {
+                Ok(None)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The mount of a file that was found in a directory; `open` opens its path,
+    /// for a mount that is not known yet.
+    fn mount_of(
+        &self,
+        file: &Identity,
+        parent: &Inode,
+        open: impl FnOnce() -> Result<OwnedFd>,
+    ) -> Result<Arc<Mount>> {
+        let mount = parent.mount();
+        if (file.key.device, file.key.mount) == (mount.device(), mount.id()) {
+            return Ok(Arc::clone(mount));
+        }
+        if let Some(mount) = self.mounts.find(file.key.device, file.key.mount) {
+            return Ok(mount);
+        }
+        let mount = self.mounts.open(open()?, &self.proc_self_fd)?;
+        if (file.key.device, file.key.mount) != (mount.device(), mount.id()) {
+            // Something else has its name by now: the guest asks again.
+            return Err(Errno::STALE);
+        }
+        Ok(mount)
+    }
+
+    /// What the guest hears of a directory's entry: it is marked where it is
+    /// another mount, or a subvolume with numbers of its own.
+    fn entry_beneath(&self, parent: &Node, node: NodeId, found: &Found) -> Entry {
+        let mut entry = self.entry(node, found);
+        let file_system = |key: InodeKey| (key.device, key.mount);
+        if found.identity.kind == FileType::Directory
+            && file_system(found.identity.key) != file_system(parent.key())
+            && self.has(flags::init::SUBMOUNTS)
+        {
+            entry.attributes.attr.flags |= flags::attr::SUBMOUNT;
+        }
+        entry
+    }
+
+    /// What the guest hears of a node.
+    pub(in crate::passthrough) fn entry(&self, node: NodeId, found: &Found) -> Entry {
+        Entry {
+            node,
+            attributes: self.attributes_of(found),
+            timeout: self.timeout(),
+        }
+    }
+
+    /// The attributes of a file.
+    pub(in crate::passthrough) fn attributes_of(&self, found: &Found) -> Attributes {
+        Attributes {
+            attr: self.ids.guest_attr(found.attr),
+            timeout: self.timeout(),
+        }
+    }
+
+    /// Counts one look-up more of a node that the guest holds.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`; `ESTALE` where the guest does not hold the node any
+    /// more.
+    pub(in crate::passthrough) fn acquire_again(&self, node: &Node) -> Result<Entry> {
+        let found = identify(node.as_fd())?;
+        if self.inodes.confirm(node.id(), &found.identity, false, None) {
+            Ok(self.entry(node.id(), &found))
+        } else {
+            Err(Errno::STALE)
+        }
+    }
+}

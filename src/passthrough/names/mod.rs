@@ -1,0 +1,5 @@
+//! Operations on names: looking up, creating, removing, moving.
+
+pub(in crate::passthrough) mod create;
+pub(in crate::passthrough) mod label;
+pub(in crate::passthrough) mod lookup;
