@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{CWD, Mode, OFlags};
 use tempfile::TempDir;
 use virtiofsd::config::{Config, FindBy, InodeFileHandles, MigrationConfig, WhenLost};
-use virtiofsd::fs::{FileSystem, Migrate};
+use virtiofsd::fs::{Migrate, Session as _};
 use virtiofsd::migration::Migration;
 use virtiofsd::passthrough::{Passthrough, identify};
 use virtiofsd::process::capabilities::{self, Kept};

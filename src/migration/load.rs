@@ -22,7 +22,7 @@ use super::saved::{Place, Saved, SavedNode};
 use super::walk::walk;
 use super::wire::{self, FileHandle, Negotiated};
 use crate::config::{FindBy, MigrationConfig, WhenLost};
-use crate::fs::FileSystem;
+use crate::fs::Session as _;
 use crate::fuse::flags::init as features;
 use crate::id::NodeId;
 use crate::passthrough::{Node, OpenHandle, Passthrough, identify};

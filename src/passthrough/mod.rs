@@ -15,7 +15,7 @@ mod names;
 mod tracker;
 mod users;
 
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -25,28 +25,18 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags, readlinkat};
-use rustix::io::Errno;
 
 use crate::config::{CachePolicy, Config, InodeFileHandles, Wanted};
-use crate::fs::{Attributes, Entry, FileSystem, Locking, Opened, Patience, Result, Usage, Waiting};
-use crate::fuse::abi::{FileLock, StatfsOut, StatxOut};
-use crate::fuse::cursor::Name;
-use crate::fuse::dirent::DirPacker;
+use crate::fs::{self, Result, Usage};
 use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init;
-use crate::fuse::op::{
-    Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, IoctlArgs, LockArgs, LockOwner,
-    MkdirArgs, MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, StatxArgs,
-    SymlinkArgs, TmpfileArgs, WriteArgs,
-};
-use crate::guest::buffers::{Readable, Writable};
-use crate::id::{HandleId, NodeId};
+use crate::fuse::op::Caller;
+use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 use crate::sys::shared_fd::SharedFd;
 use crate::sys::thread::{self, Masked};
 use attributes::xattr;
 use attributes::xattr_map::XattrMap;
-use files::data;
 use files::handles::Handles;
 use files::listings::Listings;
 use files::locks::Locks;
@@ -243,7 +233,7 @@ impl Shares {
 /// So many directories are open at a time in most work on a tree.
 const MAX_RECENT: usize = 256;
 
-impl FileSystem for Passthrough {
+impl fs::Session for Passthrough {
     fn wanted_features(&self, offered: u64) -> u64 {
         let config = &self.config;
         let when = |wanted: bool, feature| if wanted { feature } else { 0 };
@@ -336,232 +326,5 @@ impl FileSystem for Passthrough {
     fn is_in_memory(&self, node: NodeId) -> bool {
         self.inode(node)
             .is_ok_and(|inode| inode.mount().kind() == Kind::Memory)
-    }
-
-    fn lookup(&self, parent: NodeId, name: Name<'_>, patience: Patience) -> Waiting<Entry> {
-        self.look_up(parent, name, patience)
-    }
-
-    fn forget(&self, node: NodeId, count: u64) {
-        if self.inodes.forget(node, count) {
-            // Who puts it there now finds it forgotten, and takes it out again.
-            self.recent.remove(node);
-            if self.has(init::NO_OPENDIR) {
-                self.listings.remove(node);
-            }
-            self.locks
-                .end_forgotten(node, || self.inodes.get(node).is_none());
-            self.tracking.tell(|tracker| {
-                if self.inodes.get(node).is_none() {
-                    tracker.forgotten(node);
-                }
-            });
-        }
-    }
-
-    fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
-        self.attributes(node, handle)
-    }
-
-    fn setattr(
-        &self,
-        who: &Caller,
-        node: NodeId,
-        args: &SetattrArgs,
-        patience: Patience,
-    ) -> Waiting<Attributes> {
-        self.set_attributes(who, node, args, patience)
-    }
-
-    fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
-        self.read_link(node)
-    }
-
-    fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry> {
-        self.make_symlink(who, parent, args)
-    }
-
-    fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry> {
-        self.make_node(who, parent, args)
-    }
-
-    fn mkdir(&self, who: &Caller, parent: NodeId, args: &MkdirArgs<'_>) -> Result<Entry> {
-        self.make_directory(who, parent, args)
-    }
-
-    fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
-        self.remove(parent, name, rustix::fs::AtFlags::empty())
-    }
-
-    fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
-        self.remove(parent, name, rustix::fs::AtFlags::REMOVEDIR)
-    }
-
-    fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
-        self.move_entry(parent, args)
-    }
-
-    fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.make_link(node, parent, name)
-    }
-
-    fn open(
-        &self,
-        who: &Caller,
-        node: NodeId,
-        args: OpenArgs,
-        patience: Patience,
-    ) -> Waiting<Opened> {
-        self.open_file(who, node, args, patience)
-    }
-
-    fn create(
-        &self,
-        who: &Caller,
-        parent: NodeId,
-        args: &CreateArgs<'_>,
-        patience: Patience,
-    ) -> Waiting<(Entry, Opened)> {
-        self.create_file(who, parent, args, patience)
-    }
-
-    fn tmpfile(
-        &self,
-        who: &Caller,
-        parent: NodeId,
-        args: &TmpfileArgs<'_>,
-    ) -> Result<(Entry, Opened)> {
-        self.create_unnamed(who, parent, args)
-    }
-
-    fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut> {
-        self.extended_attributes(node, args)
-    }
-
-    fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>> {
-        self.control(node, args)
-    }
-
-    fn read(
-        &self,
-        node: NodeId,
-        args: &ReadArgs,
-        into: &mut Writable<'_>,
-        patience: Patience,
-    ) -> Waiting<()> {
-        self.read_file(node, args, into, patience)
-    }
-
-    fn write(
-        &self,
-        node: NodeId,
-        args: &WriteArgs,
-        from: &mut Readable<'_>,
-        patience: Patience,
-    ) -> Waiting<u32> {
-        self.write_file(node, args, from, patience)
-    }
-
-    fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()> {
-        self.release_file(node, handle, unlocks)
-    }
-
-    fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()> {
-        let flushed = self.flush_file(node, handle);
-        self.locks.end_owner(node, owner);
-        flushed
-    }
-
-    fn get_lock(&self, node: NodeId, args: &LockArgs) -> Result<FileLock> {
-        self.find_lock(node, args)
-    }
-
-    fn set_lock(
-        &self,
-        node: NodeId,
-        args: &LockArgs,
-        locking: Locking,
-        patience: Patience,
-    ) -> Waiting<()> {
-        self.change_lock(node, args, locking, patience)
-    }
-
-    fn interrupt(&self, request: u64) {
-        self.locks.interrupt(request);
-    }
-
-    fn interrupt_all(&self) {
-        self.locks.interrupt_all();
-    }
-
-    fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
-        data::sync(self.handles.file(node, handle)?.as_fd(), data_only)
-    }
-
-    fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
-        self.seek(node, handle, offset, whence)
-    }
-
-    fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()> {
-        self.allocate(who, node, args)
-    }
-
-    fn copy_file_range(&self, who: &Caller, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
-        self.copy_range(who, node, args)
-    }
-
-    fn opendir(&self, node: NodeId, _flags: u32) -> Result<Opened> {
-        if self.has(init::NO_OPENDIR) {
-            return Err(Errno::NOSYS);
-        }
-        self.open_directory(node)
-    }
-
-    fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
-        self.read_directory(node, args, into)
-    }
-
-    fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()> {
-        self.handles.remove(node, handle)
-    }
-
-    fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
-        data::sync(self.directory_of(node, handle)?.as_fd(), data_only)
-    }
-
-    fn statfs(&self, node: NodeId) -> Result<StatfsOut> {
-        self.file_system_status(node)
-    }
-
-    fn syncfs(&self, node: NodeId) -> Result<()> {
-        self.sync_file_system(node)
-    }
-
-    fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()> {
-        self.check_access(who, node, mask)
-    }
-
-    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
-        self.set_xattr(node, args)
-    }
-
-    fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {
-        self.get_xattr(node, name, size)
-    }
-
-    fn getxattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
-        self.get_xattr_len(node, name)
-    }
-
-    fn listxattr(&self, node: NodeId, size: u32) -> Result<Vec<u8>> {
-        self.list_xattrs(node, size)
-    }
-
-    fn listxattr_len(&self, node: NodeId) -> Result<u32> {
-        self.list_xattrs_len(node)
-    }
-
-    fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()> {
-        self.remove_xattr(node, name)
     }
 }

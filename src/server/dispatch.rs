@@ -90,11 +90,11 @@ impl<F: FileSystem> Server<F> {
             Op::Fsync { handle, data_only } => fs.fsync(node, handle, data_only),
             Op::Fsyncdir { handle, data_only } => fs.fsyncdir(node, handle, data_only),
             Op::Flush { handle, owner } => fs.flush(node, handle, owner),
-            Op::Getlk(args) => put(reply, &fs.get_lock(node, &args)?),
-            Op::Setlk(args) => return fs.set_lock(node, &args, Locking::Try, patience),
+            Op::Getlk(args) => put(reply, &fs.getlk(node, &args)?),
+            Op::Setlk(args) => return fs.setlk(node, &args, Locking::Try, patience),
             Op::Setlkw(args) => {
                 let locking = Locking::Wait(header.unique);
-                return fs.set_lock(node, &args, locking, patience);
+                return fs.setlk(node, &args, locking, patience);
             }
             Op::Setxattr(args) => fs.setxattr(node, &args),
             Op::Getxattr { name, size: 0 } => put_len(reply, fs.getxattr_len(node, name)?),

@@ -10,7 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::fs::{Attributes, Patience, Result, Waiting};
+use crate::fs::{self, Attributes, Patience, Result, Waiting};
 use crate::fuse::abi::{Attr, StatfsOut, StatxOut, StatxTime};
 use crate::fuse::flags::{init as features, statx};
 use crate::fuse::op::{Caller, SetTime, SetattrArgs, StatxArgs};
@@ -98,13 +98,8 @@ pub(in crate::passthrough) fn decode_device(device: u32) -> (u32, u32) {
     )
 }
 
-impl Passthrough {
-    /// GETATTR.
-    pub(in crate::passthrough) fn attributes(
-        &self,
-        node: NodeId,
-        handle: Option<HandleId>,
-    ) -> Result<Attributes> {
+impl fs::Attrs for Passthrough {
+    fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
         // What is open tells it without being opened first.
         let found = match handle {
             Some(handle) => identify(self.handles.any(node, handle)?.as_fd())?,
@@ -113,25 +108,8 @@ impl Passthrough {
         Ok(self.attributes_of(&found))
     }
 
-    /// STATX: of the attributes that are asked for, those that the host has.
-    pub(in crate::passthrough) fn extended_attributes(
-        &self,
-        node: NodeId,
-        args: &StatxArgs,
-    ) -> Result<StatxOut> {
-        let inode = self.node(node)?;
-        args.handle
-            .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
-        let sync = AtFlags::from_bits_retain(args.sync);
-        let asked = StatxFlags::from_bits_retain(args.mask & (statx::BASIC_STATS | statx::BTIME));
-        let flags = sync | AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-        let stat = rustix::fs::statx(&inode, c"", flags, asked)?;
-        let found = self.ids.guest_attr(from_statx(&stat));
-        Ok(given(&stat, &found, asked, self.timeout()))
-    }
-
     /// SETATTR: each change by the call that a local process would use.
-    pub(in crate::passthrough) fn set_attributes(
+    fn setattr(
         &self,
         who: &Caller,
         node: NodeId,
@@ -183,6 +161,68 @@ impl Passthrough {
         Ok(self.attributes_of(&identify(inode.as_fd())?))
     }
 
+    /// STATX: of the attributes that are asked for, those that the host has.
+    fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut> {
+        let inode = self.node(node)?;
+        args.handle
+            .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
+        let sync = AtFlags::from_bits_retain(args.sync);
+        let asked = StatxFlags::from_bits_retain(args.mask & (statx::BASIC_STATS | statx::BTIME));
+        let flags = sync | AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statx(&inode, c"", flags, asked)?;
+        let found = self.ids.guest_attr(from_statx(&stat));
+        Ok(given(&stat, &found, asked, self.timeout()))
+    }
+
+    /// ACCESS: only asked by a guest that leaves the checks to us.
+    fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()> {
+        let attr = identify(self.node(node)?.as_fd())?.attr;
+        if mask & !MAY_ALL != 0 {
+            return Err(Errno::INVAL);
+        }
+        let who = self.ids.host_ids(who)?;
+        let shift = if who.uid.as_raw() == attr.uid {
+            6
+        } else if who.gid.as_raw() == attr.gid {
+            3
+        } else {
+            0
+        };
+        let granted = if who.uid.is_root() {
+            let is_directory = FileType::from_raw_mode(attr.mode) == FileType::Directory;
+            let executable = is_directory || attr.mode & 0o111 != 0;
+            if executable {
+                MAY_ALL
+            } else {
+                MAY_ALL & !MAY_EXECUTE
+            }
+        } else {
+            attr.mode >> shift & MAY_ALL
+        };
+        if mask & !granted == 0 {
+            Ok(())
+        } else {
+            Err(Errno::ACCESS)
+        }
+    }
+
+    fn statfs(&self, node: NodeId) -> Result<StatfsOut> {
+        let status = rustix::fs::fstatvfs(&self.node(node)?)?;
+        Ok(StatfsOut {
+            blocks: status.f_blocks,
+            bfree: status.f_bfree,
+            bavail: status.f_bavail,
+            files: status.f_files,
+            ffree: status.f_ffree,
+            bsize: status.f_bsize as u32,
+            namelen: status.f_namemax as u32,
+            frsize: status.f_frsize as u32,
+            ..StatfsOut::default()
+        })
+    }
+}
+
+impl Passthrough {
     fn chown(&self, inode: &Node, args: &SetattrArgs) -> Result<()> {
         let uid = args.uid.map(|uid| self.ids.host_uid(uid)).transpose()?;
         let gid = args.gid.map(|gid| self.ids.host_gid(gid)).transpose()?;
@@ -224,59 +264,6 @@ impl Passthrough {
         match self.reopen(inode.as_fd(), flags) {
             Ok(file) => Ok(ToTruncate::Opened(file)),
             Err(errno) => Err(must_wait_for_lease(errno, patience)),
-        }
-    }
-
-    /// STATFS.
-    pub(in crate::passthrough) fn file_system_status(&self, node: NodeId) -> Result<StatfsOut> {
-        let status = rustix::fs::fstatvfs(&self.node(node)?)?;
-        Ok(StatfsOut {
-            blocks: status.f_blocks,
-            bfree: status.f_bfree,
-            bavail: status.f_bavail,
-            files: status.f_files,
-            ffree: status.f_ffree,
-            bsize: status.f_bsize as u32,
-            namelen: status.f_namemax as u32,
-            frsize: status.f_frsize as u32,
-            ..StatfsOut::default()
-        })
-    }
-
-    /// ACCESS: only asked by a guest that leaves the checks to us.
-    pub(in crate::passthrough) fn check_access(
-        &self,
-        who: &Caller,
-        node: NodeId,
-        mask: u32,
-    ) -> Result<()> {
-        let attr = identify(self.node(node)?.as_fd())?.attr;
-        if mask & !MAY_ALL != 0 {
-            return Err(Errno::INVAL);
-        }
-        let who = self.ids.host_ids(who)?;
-        let shift = if who.uid.as_raw() == attr.uid {
-            6
-        } else if who.gid.as_raw() == attr.gid {
-            3
-        } else {
-            0
-        };
-        let granted = if who.uid.is_root() {
-            let is_directory = FileType::from_raw_mode(attr.mode) == FileType::Directory;
-            let executable = is_directory || attr.mode & 0o111 != 0;
-            if executable {
-                MAY_ALL
-            } else {
-                MAY_ALL & !MAY_EXECUTE
-            }
-        } else {
-            attr.mode >> shift & MAY_ALL
-        };
-        if mask & !granted == 0 {
-            Ok(())
-        } else {
-            Err(Errno::ACCESS)
         }
     }
 }

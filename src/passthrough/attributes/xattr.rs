@@ -13,7 +13,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{FileType, Gid, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::fs::Result;
+use crate::fs::{self, Result};
 use crate::fuse::XATTR_SIZE_MAX;
 use crate::fuse::flags::init as features;
 use crate::fuse::op::{SetId, SetxattrArgs};
@@ -89,6 +89,54 @@ impl Source {
     }
 }
 
+impl fs::Xattrs for Passthrough {
+    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()> {
+        let flags = XattrFlags::from_bits_retain(args.flags);
+        self.with_xattr_target(node, |path| {
+            let name = self.host_name(args.name)?;
+            let _as_caller = if args.set_id == SetId::Drop && *name == *ACCESS_LIST {
+                Some(self.without_set_group_id(path)?)
+            } else {
+                None
+            };
+            rustix::fs::setxattr(path, &*name, args.value, flags)
+        })
+    }
+
+    fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>> {
+        let name = self.readable_name(name)?;
+        let most = (size as usize).min(XATTR_SIZE_MAX);
+        self.xattr_source(node)?.get(&name, most)
+    }
+
+    /// GETXATTR with a size of 0.
+    fn getxattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
+        let name = self.readable_name(name)?;
+        Ok(self.xattr_source(node)?.get_len(&name)? as u32)
+    }
+
+    fn listxattr(&self, node: NodeId, size: u32) -> Result<Vec<u8>> {
+        let list = self.visible_xattrs(node)?;
+        if list.len() > size as usize {
+            Err(Errno::RANGE)
+        } else {
+            Ok(list)
+        }
+    }
+
+    /// LISTXATTR with a size of 0.
+    fn listxattr_len(&self, node: NodeId) -> Result<u32> {
+        Ok(self.visible_xattrs(node)?.len() as u32)
+    }
+
+    fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()> {
+        self.with_xattr_target(node, |path| {
+            let name = self.host_name(name)?;
+            rustix::fs::removexattr(path, &*name)
+        })
+    }
+}
+
 impl Passthrough {
     fn check_xattrs_are_served(&self) -> Result<()> {
         self.config.xattr.then_some(()).ok_or(Errno::NOSYS)
@@ -159,24 +207,6 @@ impl Passthrough {
         })
     }
 
-    /// SETXATTR.
-    pub(in crate::passthrough) fn set_xattr(
-        &self,
-        node: NodeId,
-        args: &SetxattrArgs<'_>,
-    ) -> Result<()> {
-        let flags = XattrFlags::from_bits_retain(args.flags);
-        self.with_xattr_target(node, |path| {
-            let name = self.host_name(args.name)?;
-            let _as_caller = if args.set_id == SetId::Drop && *name == *ACCESS_LIST {
-                Some(self.without_set_group_id(path)?)
-            } else {
-                None
-            };
-            rustix::fs::setxattr(path, &*name, args.value, flags)
-        })
-    }
-
     /// Makes the thread one that cannot keep set-group-id when it sets an access
     /// control list: without the capability, and not in the file's group. The rest
     /// of its rights stay.
@@ -192,39 +222,6 @@ impl Passthrough {
             None
         };
         Ok((outside, self.credentials.without_fsetid()?))
-    }
-
-    /// GETXATTR.
-    pub(in crate::passthrough) fn get_xattr(
-        &self,
-        node: NodeId,
-        name: &CStr,
-        size: u32,
-    ) -> Result<Vec<u8>> {
-        let name = self.readable_name(name)?;
-        let most = (size as usize).min(XATTR_SIZE_MAX);
-        self.xattr_source(node)?.get(&name, most)
-    }
-
-    /// GETXATTR with a size of 0.
-    pub(in crate::passthrough) fn get_xattr_len(&self, node: NodeId, name: &CStr) -> Result<u32> {
-        let name = self.readable_name(name)?;
-        Ok(self.xattr_source(node)?.get_len(&name)? as u32)
-    }
-
-    /// LISTXATTR.
-    pub(in crate::passthrough) fn list_xattrs(&self, node: NodeId, size: u32) -> Result<Vec<u8>> {
-        let list = self.visible_xattrs(node)?;
-        if list.len() > size as usize {
-            Err(Errno::RANGE)
-        } else {
-            Ok(list)
-        }
-    }
-
-    /// LISTXATTR with a size of 0.
-    pub(in crate::passthrough) fn list_xattrs_len(&self, node: NodeId) -> Result<u32> {
-        Ok(self.visible_xattrs(node)?.len() as u32)
     }
 
     /// The names as the guest may see them, each with a NUL behind it; of a list
@@ -244,13 +241,5 @@ impl Passthrough {
         let is_nameless = bare(guest).is_empty();
         (!is_nameless && !self.is_hidden(bare(name)) && !self.is_hidden(bare(guest)))
             .then_some(guest)
-    }
-
-    /// REMOVEXATTR.
-    pub(in crate::passthrough) fn remove_xattr(&self, node: NodeId, name: &CStr) -> Result<()> {
-        self.with_xattr_target(node, |path| {
-            let name = self.host_name(name)?;
-            rustix::fs::removexattr(path, &*name)
-        })
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::fs::{Failure, Patience, Result, Wait, Waiting};
+use crate::fs::{self, Failure, Patience, Result, Wait, Waiting};
 use crate::fuse::flags::{init, write};
 use crate::fuse::op::{Caller, CopyFileRangeArgs, FallocateArgs, ReadArgs, SetId, WriteArgs};
 use crate::guest::buffers::{Readable, Writable};
@@ -107,9 +107,9 @@ fn write_waits(file: &Handle, args: &WriteArgs) -> bool {
         || (args.size >= TIMED_WRITE_BYTES && file.expects_long_write())
 }
 
-impl Passthrough {
+impl fs::Data for Passthrough {
     /// READ: where nobody may wait, what is in the host's page cache.
-    pub(in crate::passthrough) fn read_file(
+    fn read(
         &self,
         node: NodeId,
         args: &ReadArgs,
@@ -154,8 +154,7 @@ impl Passthrough {
         Ok(())
     }
 
-    /// WRITE.
-    pub(in crate::passthrough) fn write_file(
+    fn write(
         &self,
         node: NodeId,
         args: &WriteArgs,
@@ -205,6 +204,80 @@ impl Passthrough {
         Ok(written)
     }
 
+    fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
+        sync(self.handles.file(node, handle)?.as_fd(), data_only)
+    }
+
+    /// LSEEK: asked for holes and data only, but any position is harmless.
+    fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
+        let file = self.handles.file(node, handle)?;
+        let signed = offset.cast_signed();
+        let to = match whence.cast_signed() {
+            libc::SEEK_SET => SeekFrom::Start(offset),
+            libc::SEEK_CUR => SeekFrom::Current(signed),
+            libc::SEEK_END => SeekFrom::End(signed),
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL),
+        };
+        rustix::fs::seek(file.as_fd(), to)
+    }
+
+    fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()> {
+        let file = self.handles.file(node, args.handle)?;
+        let mode = FallocateFlags::from_bits_retain(args.mode);
+        let set_id = self.set_id_without_flag(who);
+        let _as_caller = self.drop_privileges_of(file.as_fd(), set_id)?;
+        rustix::fs::fallocate(file.as_fd(), mode, args.offset, args.length)
+    }
+
+    /// COPY_FILE_RANGE; gives the bytes copied.
+    fn copy_file_range(&self, who: &Caller, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32> {
+        if args.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let from = self.handles.file(node, args.handle_in)?;
+        let to = self.handles.file(args.node_out, args.handle_out)?;
+        let (mut offset_in, mut offset_out) = (args.offset_in, args.offset_out);
+        let length = args.length.min(MAX_COPY_BYTES) as usize;
+        let set_id = self.set_id_without_flag(who);
+        let _as_caller = self.drop_privileges_of(to.as_fd(), set_id)?;
+        let copied = rustix::fs::copy_file_range(
+            from.as_fd(),
+            Some(&mut offset_in),
+            to.as_fd(),
+            Some(&mut offset_out),
+            length,
+        )?;
+        Ok(copied as u32)
+    }
+
+    /// SYNCFS: everything of the file system that the node is on; and where the guest
+    /// takes the whole share for one file system, of all that it has met.
+    ///
+    /// # Errors
+    /// The first one; all are tried.
+    fn syncfs(&self, node: NodeId) -> Result<()> {
+        let inode = self.inode(node)?;
+        if !matches!(inode.kind(), FileType::Directory | FileType::RegularFile) {
+            return Err(Errno::INVAL);
+        }
+        let synced = match inode.mount().open_file() {
+            Some(file) => rustix::fs::syncfs(file),
+            None => rustix::fs::syncfs(self.open_inode(&inode, OFlags::RDONLY)?),
+        };
+        if self.has(init::SUBMOUNTS) {
+            return synced;
+        }
+        let others = self.mounts.all().into_iter();
+        let others = others.filter(|mount| !Arc::ptr_eq(mount, inode.mount()));
+        others
+            .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))
+            .fold(synced, Result::and)
+    }
+}
+
+impl Passthrough {
     /// Counts a read or write for which the kernel holds pages of the guest's memory
     /// until it is done.
     fn pins_if_direct(&self, file: &Handle) -> Option<Pinned<'_>> {
@@ -239,91 +312,6 @@ impl Passthrough {
             flags |= RWF_DSYNC;
         }
         Ok(flags)
-    }
-
-    /// LSEEK: asked for holes and data only, but any position is harmless.
-    pub(in crate::passthrough) fn seek(
-        &self,
-        node: NodeId,
-        handle: HandleId,
-        offset: u64,
-        whence: u32,
-    ) -> Result<u64> {
-        let file = self.handles.file(node, handle)?;
-        let signed = offset.cast_signed();
-        let to = match whence.cast_signed() {
-            libc::SEEK_SET => SeekFrom::Start(offset),
-            libc::SEEK_CUR => SeekFrom::Current(signed),
-            libc::SEEK_END => SeekFrom::End(signed),
-            libc::SEEK_DATA => SeekFrom::Data(offset),
-            libc::SEEK_HOLE => SeekFrom::Hole(offset),
-            _ => return Err(Errno::INVAL),
-        };
-        rustix::fs::seek(file.as_fd(), to)
-    }
-
-    /// FALLOCATE.
-    pub(in crate::passthrough) fn allocate(
-        &self,
-        who: &Caller,
-        node: NodeId,
-        args: &FallocateArgs,
-    ) -> Result<()> {
-        let file = self.handles.file(node, args.handle)?;
-        let mode = FallocateFlags::from_bits_retain(args.mode);
-        let set_id = self.set_id_without_flag(who);
-        let _as_caller = self.drop_privileges_of(file.as_fd(), set_id)?;
-        rustix::fs::fallocate(file.as_fd(), mode, args.offset, args.length)
-    }
-
-    /// COPY_FILE_RANGE; gives the bytes copied.
-    pub(in crate::passthrough) fn copy_range(
-        &self,
-        who: &Caller,
-        node: NodeId,
-        args: &CopyFileRangeArgs,
-    ) -> Result<u32> {
-        if args.flags != 0 {
-            return Err(Errno::INVAL);
-        }
-        let from = self.handles.file(node, args.handle_in)?;
-        let to = self.handles.file(args.node_out, args.handle_out)?;
-        let (mut offset_in, mut offset_out) = (args.offset_in, args.offset_out);
-        let length = args.length.min(MAX_COPY_BYTES) as usize;
-        let set_id = self.set_id_without_flag(who);
-        let _as_caller = self.drop_privileges_of(to.as_fd(), set_id)?;
-        let copied = rustix::fs::copy_file_range(
-            from.as_fd(),
-            Some(&mut offset_in),
-            to.as_fd(),
-            Some(&mut offset_out),
-            length,
-        )?;
-        Ok(copied as u32)
-    }
-
-    /// SYNCFS: everything of the file system that the node is on; and where the guest
-    /// takes the whole share for one file system, of all that it has met.
-    ///
-    /// # Errors
-    /// The first one; all are tried.
-    pub(in crate::passthrough) fn sync_file_system(&self, node: NodeId) -> Result<()> {
-        let inode = self.inode(node)?;
-        if !matches!(inode.kind(), FileType::Directory | FileType::RegularFile) {
-            return Err(Errno::INVAL);
-        }
-        let synced = match inode.mount().open_file() {
-            Some(file) => rustix::fs::syncfs(file),
-            None => rustix::fs::syncfs(self.open_inode(&inode, OFlags::RDONLY)?),
-        };
-        if self.has(init::SUBMOUNTS) {
-            return synced;
-        }
-        let others = self.mounts.all().into_iter();
-        let others = others.filter(|mount| !Arc::ptr_eq(mount, inode.mount()));
-        others
-            .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))
-            .fold(synced, Result::and)
     }
 
     /// Has the host write out what it keeps back of files that another host may see.

@@ -13,14 +13,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
-use crate::fs::Result;
+use crate::fs::{self, Opened, Result};
 use crate::fuse::abi::{Attr, EntryOut};
 use crate::fuse::dirent::{DirEntry, DirPacker};
 use crate::fuse::flags::init;
 use crate::fuse::op::ReadArgs;
 use crate::id::{HandleId, NodeId};
 use crate::passthrough::Passthrough;
+use crate::passthrough::files::data::sync;
 use crate::passthrough::files::handles::Handle;
+use crate::passthrough::files::open::cache_flags;
 use crate::passthrough::inodes::inode::Node;
 use crate::passthrough::names::lookup::Interest;
 use crate::sys::sync::lock;
@@ -168,14 +170,27 @@ fn kind_number(kind: FileType) -> u8 {
     }
 }
 
-impl Passthrough {
-    /// READDIR and READDIRPLUS.
-    pub(in crate::passthrough) fn read_directory(
-        &self,
-        node: NodeId,
-        args: &ReadArgs,
-        into: &mut DirPacker<'_>,
-    ) -> Result<()> {
+impl fs::Directories for Passthrough {
+    fn opendir(&self, node: NodeId, _flags: u32) -> Result<Opened> {
+        if self.has(init::NO_OPENDIR) {
+            return Err(Errno::NOSYS);
+        }
+        let inode = self.inode(node)?;
+        if inode.kind() != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let place = self.place()?;
+        let directory = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let handle = self
+            .handles
+            .insert(Handle::directory(node, place.hold(directory)));
+        Ok(Opened {
+            handle,
+            flags: cache_flags(self.config.cache).1,
+        })
+    }
+
+    fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
         let inode = self.node(node)?;
         if !self.is_unopened(args.handle) {
             let handle = self.handles.directory(node, args.handle)?;
@@ -193,6 +208,16 @@ impl Passthrough {
         Ok(())
     }
 
+    fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()> {
+        self.handles.remove(node, handle)
+    }
+
+    fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
+        sync(self.directory_of(node, handle)?.as_fd(), data_only)
+    }
+}
+
+impl Passthrough {
     /// Packs entries from a cookie on; gives where the stream goes on, if that is
     /// known.
     fn read_on(

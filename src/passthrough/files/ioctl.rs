@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-use crate::fs::Result;
+use crate::fs::{self, Result};
 use crate::fuse::op::IoctlArgs;
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;
@@ -95,13 +95,9 @@ fn carry_out(file: BorrowedFd<'_>, number: u32, input: &[u8]) -> Result<Vec<u8>>
     })
 }
 
-impl Passthrough {
+impl fs::Ioctl for Passthrough {
     /// IOCTL; gives what the command reads.
-    pub(in crate::passthrough) fn control(
-        &self,
-        node: NodeId,
-        args: &IoctlArgs<'_>,
-    ) -> Result<Vec<u8>> {
+    fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>> {
         let file = self
             .handles
             .file(node, args.handle)

@@ -7,9 +7,12 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::config::CachePolicy;
-use crate::fs::{Entry, Failure, FileSystem, Opened, Patience, Result, Wait, Waiting};
+use crate::fs::{
+    self, Attrs as _, Entry, Failure, Files as _, Lookup as _, Opened, Patience, Result, Wait,
+    Waiting,
+};
 use crate::fuse::flags::{self, init};
-use crate::fuse::op::{Caller, CreateArgs, OpenArgs, TmpfileArgs};
+use crate::fuse::op::{Caller, CreateArgs, LockOwner, OpenArgs, TmpfileArgs};
 use crate::id::{HandleId, NodeId};
 use crate::passthrough::Passthrough;
 use crate::passthrough::files::handles::Handle;
@@ -28,7 +31,7 @@ const PASSED_ON: OFlags = OFlags::ACCMODE
     .union(OFlags::LARGEFILE);
 
 /// What the guest may cache of an open file and of an open directory.
-fn cache_flags(policy: CachePolicy) -> (u32, u32) {
+pub(in crate::passthrough) fn cache_flags(policy: CachePolicy) -> (u32, u32) {
     use flags::open::{CACHE_DIR, DIRECT_IO, KEEP_CACHE};
     match policy {
         CachePolicy::Never => (DIRECT_IO, 0),
@@ -38,27 +41,10 @@ fn cache_flags(policy: CachePolicy) -> (u32, u32) {
     }
 }
 
-impl Passthrough {
-    /// The flags with which the host opens a file for the guest.
-    fn host_flags(&self, guest: u32) -> OFlags {
-        let mut flags = OFlags::from_bits_retain(guest) & PASSED_ON;
-        // The guest's page cache reads what it writes a part of, and knows by
-        // itself where the end is.
-        if self.has(init::WRITEBACK_CACHE) && flags & OFlags::ACCMODE == OFlags::WRONLY {
-            flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
-        }
-        if !self.config.allow_direct_io {
-            flags -= OFlags::DIRECT;
-        }
-        if !self.config.preserve_noatime {
-            flags -= OFlags::NOATIME;
-        }
-        flags
-    }
-
+impl fs::Files for Passthrough {
     /// OPEN: where nobody may wait, if no process of the host has to give up a lease
     /// first (`fcntl(2)`, F_SETLEASE).
-    pub(in crate::passthrough) fn open_file(
+    fn open(
         &self,
         who: &Caller,
         node: NodeId,
@@ -103,52 +89,9 @@ impl Passthrough {
         Ok(self.opened_file(Handle::file(node, place.hold(file), kind, flags)))
     }
 
-    /// OPENDIR.
-    pub(in crate::passthrough) fn open_directory(&self, node: NodeId) -> Result<Opened> {
-        let inode = self.inode(node)?;
-        if inode.kind() != FileType::Directory {
-            return Err(Errno::NOTDIR);
-        }
-        let place = self.place()?;
-        let directory = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let handle = self
-            .handles
-            .insert(Handle::directory(node, place.hold(directory)));
-        Ok(Opened {
-            handle,
-            flags: cache_flags(self.config.cache).1,
-        })
-    }
-
-    /// Whether the guest reads and writes the file past its page cache, so that each
-    /// WRITE is one of a program's. The page cache writes whole pages at offsets of
-    /// its own, which a file that is only appended to cannot take, and with writeback
-    /// reads what it writes a part of.
-    pub(in crate::passthrough) fn is_uncached(&self, handle: &Handle) -> bool {
-        cache_flags(self.config.cache).0 & flags::open::DIRECT_IO != 0
-            || handle.appends()
-            || (handle.is_write_only() && self.has(init::WRITEBACK_CACHE))
-    }
-
-    fn opened_file(&self, handle: Handle) -> Opened {
-        let mut flags = if self.is_uncached(&handle) {
-            flags::open::DIRECT_IO
-        } else {
-            cache_flags(self.config.cache).0
-        };
-        // FLUSH is also what ends the record locks of a process that closes.
-        if !handle.needs_flush() && !self.has(init::POSIX_LOCKS) {
-            flags |= flags::open::NOFLUSH;
-        }
-        Opened {
-            handle: self.handles.insert(handle),
-            flags,
-        }
-    }
-
     /// CREATE: makes the file as the guest's user, or opens the one that is
     /// there.
-    pub(in crate::passthrough) fn create_file(
+    fn create(
         &self,
         who: &Caller,
         parent: NodeId,
@@ -181,7 +124,7 @@ impl Passthrough {
     }
 
     /// TMPFILE: makes a file without a name as the guest's user.
-    pub(in crate::passthrough) fn create_unnamed(
+    fn tmpfile(
         &self,
         who: &Caller,
         parent: NodeId,
@@ -206,6 +149,71 @@ impl Passthrough {
         let path = || self.reopen(file.as_fd(), OFlags::PATH);
         let node = self.enter_open_file(&parent, None, (file.as_fd(), &found), path)?;
         Ok(self.enter(&parent, (node, &found), (file, flags), place))
+    }
+
+    fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()> {
+        self.locks.end_handle(node, handle);
+        if unlocks {
+            // A request that waits by this handle would keep the file open.
+            let file = self.handles.file(node, handle)?;
+            rustix::fs::flock(file.as_fd(), FlockOperation::Unlock)?;
+        }
+        self.handles.remove(node, handle)
+    }
+
+    /// Closing a copy makes the host report what it has kept back.
+    fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()> {
+        let flushed = self
+            .handles
+            .file(node, handle)
+            .and_then(|file| crate::sys::close(rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?));
+        self.locks.end_owner(node, owner);
+        flushed
+    }
+}
+
+impl Passthrough {
+    /// The flags with which the host opens a file for the guest.
+    fn host_flags(&self, guest: u32) -> OFlags {
+        let mut flags = OFlags::from_bits_retain(guest) & PASSED_ON;
+        // The guest's page cache reads what it writes a part of, and knows by
+        // itself where the end is.
+        if self.has(init::WRITEBACK_CACHE) && flags & OFlags::ACCMODE == OFlags::WRONLY {
+            flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
+        }
+        if !self.config.allow_direct_io {
+            flags -= OFlags::DIRECT;
+        }
+        if !self.config.preserve_noatime {
+            flags -= OFlags::NOATIME;
+        }
+        flags
+    }
+
+    /// Whether the guest reads and writes the file past its page cache, so that each
+    /// WRITE is one of a program's. The page cache writes whole pages at offsets of
+    /// its own, which a file that is only appended to cannot take, and with writeback
+    /// reads what it writes a part of.
+    pub(in crate::passthrough) fn is_uncached(&self, handle: &Handle) -> bool {
+        cache_flags(self.config.cache).0 & flags::open::DIRECT_IO != 0
+            || handle.appends()
+            || (handle.is_write_only() && self.has(init::WRITEBACK_CACHE))
+    }
+
+    fn opened_file(&self, handle: Handle) -> Opened {
+        let mut flags = if self.is_uncached(&handle) {
+            flags::open::DIRECT_IO
+        } else {
+            cache_flags(self.config.cache).0
+        };
+        // FLUSH is also what ends the record locks of a process that closes.
+        if !handle.needs_flush() && !self.has(init::POSIX_LOCKS) {
+            flags |= flags::open::NOFLUSH;
+        }
+        Opened {
+            handle: self.handles.insert(handle),
+            flags,
+        }
     }
 
     /// Makes a node and a handle of a file that was just created.
@@ -258,12 +266,10 @@ impl Passthrough {
         patience: Patience,
     ) -> Waiting<(Entry, Opened)> {
         let entry = self.look_up_beneath(parent, args.name.as_c_str())?;
-        match self.open_file(who, entry.node, args.open, patience) {
+        match self.open(who, entry.node, args.open, patience) {
             Ok(opened) => {
                 // Opening may have cut it.
-                let attributes = self
-                    .attributes(entry.node, None)
-                    .unwrap_or(entry.attributes);
+                let attributes = self.getattr(entry.node, None).unwrap_or(entry.attributes);
                 Ok((
                     Entry {
                         attributes,
@@ -278,29 +284,6 @@ impl Passthrough {
                 Err(failure)
             }
         }
-    }
-
-    /// RELEASE.
-    pub(in crate::passthrough) fn release_file(
-        &self,
-        node: NodeId,
-        handle: HandleId,
-        unlocks: bool,
-    ) -> Result<()> {
-        self.locks.end_handle(node, handle);
-        if unlocks {
-            // A request that waits by this handle would keep the file open.
-            let file = self.handles.file(node, handle)?;
-            rustix::fs::flock(file.as_fd(), FlockOperation::Unlock)?;
-        }
-        self.handles.remove(node, handle)
-    }
-
-    /// FLUSH: closing a copy makes the host report what it has kept back.
-    pub(in crate::passthrough) fn flush_file(&self, node: NodeId, handle: HandleId) -> Result<()> {
-        let file = self.handles.file(node, handle)?;
-        let copy = rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?;
-        crate::sys::close(copy)
     }
 }
 

@@ -14,10 +14,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use crate::config::InodeFileHandles;
-use crate::fs::{Attributes, Entry, Failure, Patience, Result, Wait, Waiting};
+use crate::fs::{self, Attributes, Entry, Failure, Patience, Result, Wait, Waiting};
 use crate::fuse::abi::Attr;
 use crate::fuse::cursor::Name;
 use crate::fuse::flags;
+use crate::fuse::flags::init;
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;
 use crate::passthrough::attributes::attr;
@@ -183,14 +184,8 @@ pub(in crate::passthrough) enum Interest {
     Listed,
 }
 
-impl Passthrough {
-    /// LOOKUP.
-    pub(in crate::passthrough) fn look_up(
-        &self,
-        parent: NodeId,
-        name: Name<'_>,
-        patience: Patience,
-    ) -> Waiting<Entry> {
+impl fs::Lookup for Passthrough {
+    fn lookup(&self, parent: NodeId, name: Name<'_>, patience: Patience) -> Waiting<Entry> {
         let (parent, name) = (self.node(parent)?, name.as_c_str());
         match patience {
             Patience::Nothing => self.look_up_at_hand(&parent, name, Interest::Asked),
@@ -198,6 +193,25 @@ impl Passthrough {
         }
     }
 
+    fn forget(&self, node: NodeId, count: u64) {
+        if self.inodes.forget(node, count) {
+            // Who puts it there now finds it forgotten, and takes it out again.
+            self.recent.remove(node);
+            if self.has(init::NO_OPENDIR) {
+                self.listings.remove(node);
+            }
+            self.locks
+                .end_forgotten(node, || self.inodes.get(node).is_none());
+            self.tracking.tell(|tracker| {
+                if self.inodes.get(node).is_none() {
+                    tracker.forgotten(node);
+                }
+            });
+        }
+    }
+}
+
+impl Passthrough {
     /// Finds a name in a directory and counts a look-up of its node.
     pub(in crate::passthrough) fn look_up_beneath(
         &self,

@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use crate::fs::{Failure, Locking, Patience, Result, Wait, Waiting};
+use crate::fs::{self, Failure, Locking, Patience, Result, Wait, Waiting};
 use crate::fuse::abi::FileLock;
 use crate::fuse::flags::init;
 use crate::fuse::op::{LockArgs, LockKind, LockOwner, LockRange};
@@ -222,28 +222,8 @@ fn let_go(held: Held) {
     }
 }
 
-impl Passthrough {
-    /// Whether locks of this kind are ours to keep; otherwise they are the guest
-    /// kernel's.
-    fn keeps_locks(&self, args: &LockArgs) -> Result<()> {
-        let feature = if args.is_flock {
-            init::FLOCK_LOCKS
-        } else {
-            init::POSIX_LOCKS
-        };
-        if self.has(feature) {
-            Ok(())
-        } else {
-            Err(Errno::NOSYS)
-        }
-    }
-
-    /// GETLK.
-    pub(in crate::passthrough) fn find_lock(
-        &self,
-        node: NodeId,
-        args: &LockArgs,
-    ) -> Result<FileLock> {
+impl fs::Locks for Passthrough {
+    fn getlk(&self, node: NodeId, args: &LockArgs) -> Result<FileLock> {
         self.keeps_locks(args)?;
         let handle = self.handles.file(node, args.handle)?;
         let Some(kind) = args.kind.filter(|_| !args.is_flock) else {
@@ -269,8 +249,7 @@ impl Passthrough {
         })
     }
 
-    /// SETLK and SETLKW.
-    pub(in crate::passthrough) fn change_lock(
+    fn setlk(
         &self,
         node: NodeId,
         args: &LockArgs,
@@ -286,6 +265,31 @@ impl Passthrough {
             self.change_flock(&handle, args, locking, patience)
         } else {
             self.change_record_lock(node, &handle, args, locking, patience)
+        }
+    }
+
+    fn interrupt(&self, request: u64) {
+        self.locks.interrupt(request);
+    }
+
+    fn interrupt_all(&self) {
+        self.locks.interrupt_all();
+    }
+}
+
+impl Passthrough {
+    /// Whether locks of this kind are ours to keep; otherwise they are the guest
+    /// kernel's.
+    fn keeps_locks(&self, args: &LockArgs) -> Result<()> {
+        let feature = if args.is_flock {
+            init::FLOCK_LOCKS
+        } else {
+            init::POSIX_LOCKS
+        };
+        if self.has(feature) {
+            Ok(())
+        } else {
+            Err(Errno::NOSYS)
         }
     }
 

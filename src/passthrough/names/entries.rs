@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
-use crate::fs::{Entry, Result};
+use crate::fs::{self, Entry, Result};
 use crate::fuse::cursor::Name;
 use crate::fuse::extensions::Extensions;
 use crate::fuse::op::{Caller, MkdirArgs, MknodArgs, RenameArgs, SymlinkArgs};
@@ -24,6 +24,122 @@ struct New<'a> {
     name: Name<'a>,
     umask: u32,
     extensions: Extensions<'a>,
+}
+
+impl fs::Names for Passthrough {
+    fn mkdir(&self, who: &Caller, parent: NodeId, args: &MkdirArgs<'_>) -> Result<Entry> {
+        let mode = Mode::from_raw_mode(args.mode & 0o7777);
+        let new = New {
+            name: args.name,
+            umask: args.umask,
+            extensions: args.extensions,
+        };
+        self.make(who, parent, &new, |parent, name| {
+            rustix::fs::mkdirat(parent, name, mode)
+        })
+    }
+
+    fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry> {
+        let kind = FileType::from_raw_mode(args.mode);
+        if matches!(
+            kind,
+            FileType::Unknown | FileType::Directory | FileType::Symlink
+        ) {
+            return Err(Errno::INVAL);
+        }
+        let mode = Mode::from_raw_mode(args.mode & 0o7777);
+        let (major, minor) = decode_device(args.rdev);
+        let new = New {
+            name: args.name,
+            umask: args.umask,
+            extensions: args.extensions,
+        };
+        self.make(who, parent, &new, |parent, name| {
+            rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
+        })
+    }
+
+    fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry> {
+        let new = New {
+            name: args.name,
+            umask: 0,
+            extensions: args.extensions,
+        };
+        self.make(who, parent, &new, |parent, name| {
+            rustix::fs::symlinkat(args.target, parent, name)
+        })
+    }
+
+    /// LINK: another name for a node that the guest holds.
+    fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        let inode = self.node(node)?;
+        let parent = self.node(parent)?;
+        // Through /proc, since linking a descriptor itself takes a capability.
+        rustix::fs::linkat(
+            &self.proc_self_fd,
+            FdName::of(inode.as_fd()).as_c_str(),
+            &parent,
+            name.as_c_str(),
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
+        // What was made without a name has one now.
+        self.inodes
+            .set_place(inode.id(), parent.id(), name.as_c_str());
+        match self.acquire_again(&inode) {
+            // Forgotten by another queue meanwhile.
+            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str()),
+            entry => entry,
+        }
+    }
+
+    fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        self.remove(parent, name, rustix::fs::AtFlags::empty())
+    }
+
+    fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
+        self.remove(parent, name, rustix::fs::AtFlags::REMOVEDIR)
+    }
+
+    fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
+        let (from, to) = (self.node(parent)?, self.node(args.new_parent)?);
+        let (name, new_name) = (args.name.as_c_str(), args.new_name.as_c_str());
+        let flags = RenameFlags::from_bits_retain(args.flags);
+        let moved = self.about_to_move(&from, name);
+        let (exchanged, replaced) = if flags.contains(RenameFlags::EXCHANGE) {
+            (self.about_to_move(&to, new_name), None)
+        } else {
+            (None, self.about_to_unlink(&to, new_name))
+        };
+        let other = exchanged.or_else(|| replaced.as_ref().map(|(node, _)| node.id()));
+        let moving = self.inodes.begin_move([moved, other]);
+        let lost = self.rename_on_host((&from, name), (&to, new_name), flags)?;
+        if let Some(moved) = moved {
+            self.inodes.set_place(moved, to.id(), new_name);
+        }
+        if let Some(exchanged) = exchanged {
+            self.inodes.set_place(exchanged, from.id(), name);
+        }
+        if let Some((replaced, room)) = replaced {
+            self.keep_in_reach((&replaced, room), (args.new_parent, new_name));
+        }
+        if let Some(lost) = lost {
+            self.keep_nameless(lost);
+        }
+        drop(moving);
+        self.tracking.tell(|tracker| {
+            tracker.changed(parent, name);
+            tracker.changed(args.new_parent, new_name);
+        });
+        Ok(())
+    }
+
+    fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let inode = self.node(node)?;
+        if inode.kind() != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        Ok(rustix::fs::readlinkat(&inode, c"", Vec::new())?.into_bytes())
+    }
 }
 
 impl Passthrough {
@@ -49,94 +165,6 @@ impl Passthrough {
         self.look_up_beneath(&parent, name)
     }
 
-    /// MKDIR.
-    pub(in crate::passthrough) fn make_directory(
-        &self,
-        who: &Caller,
-        parent: NodeId,
-        args: &MkdirArgs<'_>,
-    ) -> Result<Entry> {
-        let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        let new = New {
-            name: args.name,
-            umask: args.umask,
-            extensions: args.extensions,
-        };
-        self.make(who, parent, &new, |parent, name| {
-            rustix::fs::mkdirat(parent, name, mode)
-        })
-    }
-
-    /// MKNOD.
-    pub(in crate::passthrough) fn make_node(
-        &self,
-        who: &Caller,
-        parent: NodeId,
-        args: &MknodArgs<'_>,
-    ) -> Result<Entry> {
-        let kind = FileType::from_raw_mode(args.mode);
-        if matches!(
-            kind,
-            FileType::Unknown | FileType::Directory | FileType::Symlink
-        ) {
-            return Err(Errno::INVAL);
-        }
-        let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        let (major, minor) = decode_device(args.rdev);
-        let new = New {
-            name: args.name,
-            umask: args.umask,
-            extensions: args.extensions,
-        };
-        self.make(who, parent, &new, |parent, name| {
-            rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor))
-        })
-    }
-
-    /// SYMLINK.
-    pub(in crate::passthrough) fn make_symlink(
-        &self,
-        who: &Caller,
-        parent: NodeId,
-        args: &SymlinkArgs<'_>,
-    ) -> Result<Entry> {
-        let new = New {
-            name: args.name,
-            umask: 0,
-            extensions: args.extensions,
-        };
-        self.make(who, parent, &new, |parent, name| {
-            rustix::fs::symlinkat(args.target, parent, name)
-        })
-    }
-
-    /// LINK: another name for a node that the guest holds.
-    pub(in crate::passthrough) fn make_link(
-        &self,
-        node: NodeId,
-        parent: NodeId,
-        name: Name<'_>,
-    ) -> Result<Entry> {
-        let inode = self.node(node)?;
-        let parent = self.node(parent)?;
-        // Through /proc, since linking a descriptor itself takes a capability.
-        rustix::fs::linkat(
-            &self.proc_self_fd,
-            FdName::of(inode.as_fd()).as_c_str(),
-            &parent,
-            name.as_c_str(),
-            AtFlags::SYMLINK_FOLLOW,
-        )?;
-        // What was made without a name has one now.
-        self.inodes
-            .set_place(inode.id(), parent.id(), name.as_c_str());
-        match self.acquire_again(&inode) {
-            // Forgotten by another queue meanwhile.
-            Err(Errno::STALE) => self.look_up_beneath(&parent, name.as_c_str()),
-            entry => entry,
-        }
-    }
-
     /// UNLINK and RMDIR.
     pub(in crate::passthrough) fn remove(
         &self,
@@ -158,48 +186,10 @@ impl Passthrough {
         Ok(())
     }
 
-    /// RENAME and RENAME2.
-    pub(in crate::passthrough) fn move_entry(
-        &self,
-        parent: NodeId,
-        args: &RenameArgs<'_>,
-    ) -> Result<()> {
-        let (from, to) = (self.node(parent)?, self.node(args.new_parent)?);
-        let (name, new_name) = (args.name.as_c_str(), args.new_name.as_c_str());
-        let flags = RenameFlags::from_bits_retain(args.flags);
-        let moved = self.about_to_move(&from, name);
-        let (exchanged, replaced) = if flags.contains(RenameFlags::EXCHANGE) {
-            (self.about_to_move(&to, new_name), None)
-        } else {
-            (None, self.about_to_unlink(&to, new_name))
-        };
-        let other = exchanged.or_else(|| replaced.as_ref().map(|(node, _)| node.id()));
-        let moving = self.inodes.begin_move([moved, other]);
-        let lost = self.rename((&from, name), (&to, new_name), flags)?;
-        if let Some(moved) = moved {
-            self.inodes.set_place(moved, to.id(), new_name);
-        }
-        if let Some(exchanged) = exchanged {
-            self.inodes.set_place(exchanged, from.id(), name);
-        }
-        if let Some((replaced, room)) = replaced {
-            self.keep_in_reach((&replaced, room), (args.new_parent, new_name));
-        }
-        if let Some(lost) = lost {
-            self.keep_nameless(lost);
-        }
-        drop(moving);
-        self.tracking.tell(|tracker| {
-            tracker.changed(parent, name);
-            tracker.changed(args.new_parent, new_name);
-        });
-        Ok(())
-    }
-
     /// Renames on the host. Gives what has lost its name by that, open, where it is held
     /// by a handle: that leads nowhere once the last name is gone, and a program of the
     /// guest that has just looked it up could not open it any more.
-    fn rename(
+    fn rename_on_host(
         &self,
         (from, name): (&Node, &CStr),
         (to, new_name): (&Node, &CStr),
@@ -243,14 +233,5 @@ impl Passthrough {
             };
             self.inodes.keep_path(id, path);
         }
-    }
-
-    /// READLINK.
-    pub(in crate::passthrough) fn read_link(&self, node: NodeId) -> Result<Vec<u8>> {
-        let inode = self.node(node)?;
-        if inode.kind() != FileType::Symlink {
-            return Err(Errno::INVAL);
-        }
-        Ok(rustix::fs::readlinkat(&inode, c"", Vec::new())?.into_bytes())
     }
 }

@@ -117,13 +117,48 @@ pub struct Usage {
     pub descriptor_limit: usize,
 }
 
-/// The operations of a file system.
+/// A file system that is served: all of its operations, by the wing that they belong to.
 ///
 /// Every method may be called from several threads at once. Errors are those of
 /// the host's call; beside them `ESTALE` stands for a node that the guest does
-/// not hold and `EBADF` for a handle that is not one of the node.
-#[allow(missing_docs)]
-pub trait FileSystem: Send + Sync + 'static {
+/// not hold and `EBADF` for a handle that is not one of the node. A method has the name
+/// that the operation has in the protocol (`linux/fuse.h`).
+pub trait FileSystem:
+    Session
+    + Lookup
+    + Names
+    + Attrs
+    + Xattrs
+    + Files
+    + Data
+    + Directories
+    + Ioctl
+    + Locks
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<F> FileSystem for F where
+    F: Session
+        + Lookup
+        + Names
+        + Attrs
+        + Xattrs
+        + Files
+        + Data
+        + Directories
+        + Ioctl
+        + Locks
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The session of a guest, from INIT to DESTROY, and what the server asks about nodes.
+pub trait Session {
     /// The features that this file system wants of a guest that offers these
     /// (bits of `fuse::flags::init`).
     fn wanted_features(&self, offered: u64) -> u64;
@@ -167,12 +202,51 @@ pub trait FileSystem: Send + Sync + 'static {
 
     /// Whether a node's file system is known to have no disk.
     fn is_in_memory(&self, node: NodeId) -> bool;
+}
 
+/// Nodes that come and go.
+pub trait Lookup {
+    /// LOOKUP: the node behind a name; the guest holds one lookup more of it.
     fn lookup(&self, parent: NodeId, name: Name<'_>, patience: Patience) -> Waiting<Entry>;
-    /// The guest holds `count` look-ups fewer. Counts beyond what it holds are
+
+    /// FORGET: the guest holds `count` lookups fewer. Counts beyond what it holds are
     /// harmless.
     fn forget(&self, node: NodeId, count: u64);
+}
+
+/// Names, and what they lead to.
+pub trait Names {
+    /// MKDIR.
+    fn mkdir(&self, who: &Caller, parent: NodeId, args: &MkdirArgs<'_>) -> Result<Entry>;
+
+    /// MKNOD: a file, fifo, socket or device.
+    fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry>;
+
+    /// SYMLINK.
+    fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry>;
+
+    /// LINK: another name for a node.
+    fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry>;
+
+    /// UNLINK.
+    fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
+
+    /// RMDIR.
+    fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
+
+    /// RENAME and RENAME2.
+    fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()>;
+
+    /// READLINK: the target of a symbolic link.
+    fn readlink(&self, node: NodeId) -> Result<Vec<u8>>;
+}
+
+/// Attributes.
+pub trait Attrs {
+    /// GETATTR.
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes>;
+
+    /// SETATTR: each change by the call that a local process would use.
     fn setattr(
         &self,
         who: &Caller,
@@ -180,14 +254,41 @@ pub trait FileSystem: Send + Sync + 'static {
         args: &SetattrArgs,
         patience: Patience,
     ) -> Waiting<Attributes>;
-    fn readlink(&self, node: NodeId) -> Result<Vec<u8>>;
-    fn symlink(&self, who: &Caller, parent: NodeId, args: &SymlinkArgs<'_>) -> Result<Entry>;
-    fn mknod(&self, who: &Caller, parent: NodeId, args: &MknodArgs<'_>) -> Result<Entry>;
-    fn mkdir(&self, who: &Caller, parent: NodeId, args: &MkdirArgs<'_>) -> Result<Entry>;
-    fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
-    fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()>;
-    fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()>;
-    fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry>;
+
+    /// STATX: of the attributes that are asked for, those that the host has.
+    fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut>;
+
+    /// ACCESS: whether the caller may do what the bits of `mask` say (`access(2)`).
+    fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()>;
+
+    /// STATFS, of the file system that the node is on.
+    fn statfs(&self, node: NodeId) -> Result<StatfsOut>;
+}
+
+/// Extended attributes.
+pub trait Xattrs {
+    /// SETXATTR.
+    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
+
+    /// GETXATTR: the value, at most `size` bytes of it.
+    fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>>;
+
+    /// GETXATTR with a size of 0: how long the value is.
+    fn getxattr_len(&self, node: NodeId, name: &CStr) -> Result<u32>;
+
+    /// LISTXATTR: the names, each with a NUL behind it, at most `size` bytes of them.
+    fn listxattr(&self, node: NodeId, size: u32) -> Result<Vec<u8>>;
+
+    /// LISTXATTR with a size of 0: how long the list is.
+    fn listxattr_len(&self, node: NodeId) -> Result<u32>;
+
+    /// REMOVEXATTR.
+    fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()>;
+}
+
+/// Files that are opened and closed.
+pub trait Files {
+    /// OPEN.
     fn open(
         &self,
         who: &Caller,
@@ -195,6 +296,8 @@ pub trait FileSystem: Send + Sync + 'static {
         args: OpenArgs,
         patience: Patience,
     ) -> Waiting<Opened>;
+
+    /// CREATE: creates a file, or opens the one that is there.
     fn create(
         &self,
         who: &Caller,
@@ -202,17 +305,25 @@ pub trait FileSystem: Send + Sync + 'static {
         args: &CreateArgs<'_>,
         patience: Patience,
     ) -> Waiting<(Entry, Opened)>;
-    /// Makes a file without a name, which LINK may give it later.
+
+    /// TMPFILE: creates a file without a name, which LINK may give it later.
     fn tmpfile(
         &self,
         who: &Caller,
         parent: NodeId,
         args: &TmpfileArgs<'_>,
     ) -> Result<(Entry, Opened)>;
-    fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut>;
-    /// What the command gives back, at most as much as there is room for.
-    fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>>;
-    /// Reads as much as there is room for in `into`.
+
+    /// RELEASE: closes a file; a lock of `flock(2)` ends if `unlocks` says so.
+    fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()>;
+
+    /// FLUSH: a process closed the file; the record locks of its owner end.
+    fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()>;
+}
+
+/// Data of open files.
+pub trait Data {
+    /// READ: as much as there is room for in `into`.
     fn read(
         &self,
         node: NodeId,
@@ -220,7 +331,8 @@ pub trait FileSystem: Send + Sync + 'static {
         into: &mut Writable<'_>,
         patience: Patience,
     ) -> Waiting<()>;
-    /// Writes all of `from`; gives the bytes written.
+
+    /// WRITE: all of `from`. Returns the number of bytes written.
     fn write(
         &self,
         node: NodeId,
@@ -228,46 +340,64 @@ pub trait FileSystem: Send + Sync + 'static {
         from: &mut Readable<'_>,
         patience: Patience,
     ) -> Waiting<u32>;
-    /// Closes a file; a lock of `flock(2)` ends if `unlocks` says so.
-    fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()>;
-    /// A process closed the file: the record locks of its owner end.
-    fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()>;
-    /// The first lock that conflicts with the one asked about.
-    fn get_lock(&self, node: NodeId, args: &LockArgs) -> Result<FileLock>;
-    fn set_lock(
+
+    /// FSYNC, or with `data_only` as `fdatasync(2)`.
+    fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
+
+    /// LSEEK: the guest asks for holes and data only, but any position is harmless.
+    fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64>;
+
+    /// FALLOCATE.
+    fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()>;
+
+    /// COPY_FILE_RANGE. Returns the number of bytes copied.
+    fn copy_file_range(&self, who: &Caller, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32>;
+
+    /// SYNCFS, of the file system that the node is on and those mounted below the share.
+    fn syncfs(&self, node: NodeId) -> Result<()>;
+}
+
+/// Open directories.
+pub trait Directories {
+    /// OPENDIR.
+    fn opendir(&self, node: NodeId, flags: u32) -> Result<Opened>;
+
+    /// READDIR and READDIRPLUS: packs entries until there is no room for the next one;
+    /// looks each up where the reply has attributes.
+    fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()>;
+
+    /// RELEASEDIR.
+    fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()>;
+
+    /// FSYNCDIR, or with `data_only` as `fdatasync(2)`.
+    fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
+}
+
+/// Commands to open files.
+pub trait Ioctl {
+    /// IOCTL. Returns what the command reads, at most as much as there is room for.
+    fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>>;
+}
+
+/// Locks of `fcntl(2)` and `flock(2)`.
+pub trait Locks {
+    /// GETLK: the first lock that conflicts with the one asked about.
+    fn getlk(&self, node: NodeId, args: &LockArgs) -> Result<FileLock>;
+
+    /// SETLK and SETLKW: takes a lock, changes it or gives it back.
+    fn setlk(
         &self,
         node: NodeId,
         args: &LockArgs,
         locking: Locking,
         patience: Patience,
     ) -> Waiting<()>;
-    /// Has the request of this number give up waiting for a lock: `EINTR`.
+
+    /// INTERRUPT: has the request of this number give up waiting for a lock (`EINTR`).
     fn interrupt(&self, request: u64);
-    /// Has all requests give up waiting for locks: `EAGAIN`. Returns when they have.
+
+    /// Has all requests give up waiting for locks (`EAGAIN`). Returns when they have.
     fn interrupt_all(&self);
-    fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
-    fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64>;
-    fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()>;
-    fn copy_file_range(&self, who: &Caller, node: NodeId, args: &CopyFileRangeArgs) -> Result<u32>;
-    fn opendir(&self, node: NodeId, flags: u32) -> Result<Opened>;
-    /// Packs entries until there is no room for the next one; looks each up where
-    /// the reply has attributes.
-    fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()>;
-    fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()>;
-    fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()>;
-    fn statfs(&self, node: NodeId) -> Result<StatfsOut>;
-    fn syncfs(&self, node: NodeId) -> Result<()>;
-    fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()>;
-    fn setxattr(&self, node: NodeId, args: &SetxattrArgs<'_>) -> Result<()>;
-    /// The value, at most `size` bytes of it.
-    fn getxattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Vec<u8>>;
-    /// How long the value is.
-    fn getxattr_len(&self, node: NodeId, name: &CStr) -> Result<u32>;
-    /// The names, each with a NUL behind it, at most `size` bytes of them.
-    fn listxattr(&self, node: NodeId, size: u32) -> Result<Vec<u8>>;
-    /// How long the list is.
-    fn listxattr_len(&self, node: NodeId) -> Result<u32>;
-    fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()>;
 }
 
 impl Entry {
