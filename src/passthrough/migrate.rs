@@ -13,7 +13,8 @@ use crate::fs::Result;
 use crate::id::{HandleId, NodeId};
 use crate::passthrough::Passthrough;
 use crate::passthrough::files::handles::Handle;
-use crate::passthrough::inodes::inode::{InodeKey, Node};
+use crate::passthrough::inodes::identity::InodeKey;
+use crate::passthrough::inodes::inode::Node;
 use crate::passthrough::tracker::Tracker;
 use crate::sys::cpath::FdName;
 

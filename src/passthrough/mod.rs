@@ -12,6 +12,7 @@ mod files;
 mod inodes;
 mod migrate;
 mod names;
+mod stat;
 mod tracker;
 mod users;
 
@@ -43,15 +44,16 @@ use files::locks::Locks;
 use inodes::directory_cache::RecentDirectories;
 use inodes::fd_budget::FdBudget;
 use inodes::file_systems::Kind;
+use inodes::identity;
 use inodes::inode::Held;
 use inodes::mounts::Mounts;
 use inodes::store::InodeStore;
-use names::lookup;
 use tracker::Tracking;
 use users::credentials::{AsGuest, Credentials};
 use users::privileges;
 
-pub use inodes::inode::{Inode, InodeKey, Node};
+pub use inodes::identity::InodeKey;
+pub use inodes::inode::{Inode, Node};
 pub use inodes::mounts::try_file_handles;
 pub use migrate::{Identity, OpenHandle, identify, identify_at, leads_to};
 pub use tracker::Tracker;
@@ -107,7 +109,7 @@ impl Passthrough {
             })?;
         let credentials =
             Credentials::current().context("cannot read the credentials of this process")?;
-        let found = lookup::identify(root.as_fd()).with_context(|| {
+        let found = identity::identify(root.as_fd()).with_context(|| {
             format!(
                 "cannot read the attributes of the shared directory {}",
                 shared_dir.display()

@@ -17,8 +17,8 @@ use crate::id::{HandleId, NodeId};
 use crate::passthrough::Passthrough;
 use crate::passthrough::files::handles::Handle;
 use crate::passthrough::inodes::fd_budget::Place;
+use crate::passthrough::inodes::identity::{Found, identify, identify_name};
 use crate::passthrough::inodes::inode::Node;
-use crate::passthrough::names::lookup::{Found, identify, identify_name};
 
 /// The flags of the guest's `open(2)` that reach the host; `O_APPEND` does not:
 /// each WRITE says whether it appends.

@@ -16,12 +16,12 @@ use crate::fs::Result;
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;
 use crate::passthrough::inodes::fd_budget::Place;
-use crate::passthrough::inodes::inode::{Held, Identity, Inode, Node};
-use crate::passthrough::inodes::store::{MAX_DEPTH, NewPath, PathRoom};
-use crate::passthrough::names::lookup::{
-    Found, SETTLED_AFTER, identify, identify_name_at_hand, identify_name_now, identify_name_on,
+use crate::passthrough::inodes::identity::{
+    Found, Identity, SETTLED_AFTER, identify, identify_name_at_hand, identify_name_now,
     is_open_file, open_path,
 };
+use crate::passthrough::inodes::inode::{Held, Inode, Node};
+use crate::passthrough::inodes::store::{MAX_DEPTH, NewPath, PathRoom};
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
 use crate::sys::long_wait;
 use crate::sys::shared_fd::SharedFd;
@@ -148,7 +148,7 @@ impl Passthrough {
             Err(Errno::NOENT) if goes_by_paths(&node) => return Err(Errno::STALE),
             found => found?,
         };
-        if found.is_settled(node.mount()) {
+        if node.mount().is_settled(&found) {
             // The next time the name is enough.
             self.inodes.set_settled(id, &found.identity);
         }
@@ -397,7 +397,7 @@ impl Passthrough {
         let Some(directory) = self.directory(parent) else {
             return Closing::NotByName;
         };
-        let Ok(found) = identify_name_on(inode.mount(), &directory, &name) else {
+        let Ok(found) = inode.mount().identify_name(&directory, &name) else {
             return Closing::NotByName;
         };
         let identity = found.identity;
@@ -405,7 +405,7 @@ impl Passthrough {
         if !is_known && !is_open_file(path, &identity) {
             return Closing::NotByName;
         }
-        let settled = found.is_settled(inode.mount());
+        let settled = inode.mount().is_settled(&found);
         if !settled && identity.born.is_some() && inode.mount().knows_birth() {
             return Closing::TooYoung;
         }
@@ -429,7 +429,7 @@ impl Passthrough {
         if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
             return None;
         }
-        let found = identify_name_on(parent.mount(), parent, name).ok()?;
+        let found = parent.mount().identify_name(parent, name).ok()?;
         self.inodes.find(&found.identity.key)
     }
 
@@ -456,7 +456,7 @@ impl Passthrough {
         let found: Found = if by_paths {
             identify_name_now(parent, name).ok()?
         } else {
-            identify_name_on(parent.mount(), parent, name).ok()?
+            parent.mount().identify_name(parent, name).ok()?
         };
         if found.attr.nlink < 2 {
             return None;

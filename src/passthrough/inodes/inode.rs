@@ -5,57 +5,13 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Statx};
+use rustix::fs::FileType;
 
 use crate::id::NodeId;
+use crate::passthrough::inodes::identity::{Identity, InodeKey};
 use crate::passthrough::inodes::mounts::Mount;
 use crate::sys::file_handle::FileHandle;
 use crate::sys::shared_fd::SharedFd;
-
-/// Where a file lies on the host; while it exists no other file has the same.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct InodeKey {
-    /// Device number of the file system.
-    pub device: u64,
-    /// Inode number.
-    pub ino: u64,
-    /// The mount through which it was reached.
-    pub mount: u64,
-}
-
-impl InodeKey {
-    /// Where a file lies, by its status, which has the mount in it.
-    pub fn of(stat: &Statx) -> Self {
-        Self {
-            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
-            ino: stat.stx_ino,
-            mount: stat.stx_mnt_id,
-        }
-    }
-}
-
-/// What tells a file from others, also from those that have had its inode
-/// number before or get it later.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Identity {
-    /// Where it lies.
-    pub key: InodeKey,
-    /// Its type.
-    pub kind: FileType,
-    /// When it was made, in nanoseconds of the host's clock, where the file
-    /// system knows.
-    pub born: Option<i64>,
-}
-
-impl Identity {
-    /// Whether this is the same file, as far as these facts can tell; it may
-    /// have been reached through another mount.
-    pub fn is_same_file(&self, other: &Self) -> bool {
-        let place = |of: &Self| (of.key.device, of.key.ino, of.kind);
-        place(self) == place(other)
-            && (self.born == other.born || self.born.is_none() || other.born.is_none())
-    }
-}
 
 /// By what an inode is held.
 #[derive(Clone, Debug)]

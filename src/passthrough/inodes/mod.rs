@@ -5,6 +5,7 @@ pub(in crate::passthrough) mod directory_cache;
 pub(in crate::passthrough) mod fd_budget;
 pub(in crate::passthrough) mod file_systems;
 pub(in crate::passthrough) mod find;
+pub(in crate::passthrough) mod identity;
 pub(in crate::passthrough) mod inode;
 pub(in crate::passthrough) mod mounts;
 pub(in crate::passthrough) mod store;

@@ -6,6 +6,7 @@
 //! left.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,8 +17,10 @@ use rustix::io::Errno;
 use crate::config::InodeFileHandles;
 use crate::fs::Result;
 use crate::passthrough::inodes::file_systems::Kind;
-use crate::passthrough::inodes::inode::{Identity, InodeKey};
-use crate::passthrough::names::lookup::identify;
+use crate::passthrough::inodes::identity::{
+    BIRTHS_DIFFER, Found, Identity, InodeKey, identify, identify_name, identify_name_at_hand,
+};
+use crate::sys::clock::Nanoseconds;
 use crate::sys::cpath::FdName;
 use crate::sys::file_handle::{name_to_handle, open_by_handle};
 use crate::sys::sync::lock;
@@ -56,6 +59,35 @@ enum Pin {
 }
 
 impl Mount {
+    /// Whether from now on a file of this number and time of birth is this one
+    /// for sure. It existed after we asked, so that another one with its number
+    /// is born later; and it was born so long before that "later" shows.
+    pub(in crate::passthrough) fn is_settled(&self, found: &Found) -> bool {
+        let is_older = |born| {
+            born < found
+                .asked
+                .saturating_sub(BIRTHS_DIFFER.as_nanos() as Nanoseconds)
+        };
+        self.knows_birth() && found.identity.born.is_some_and(is_older)
+    }
+
+    /// Identifies a name in a directory of this mount. Where a mount of a server lies
+    /// over the name, and this file system needs none, nobody is asked.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub(in crate::passthrough) fn identify_name(
+        &self,
+        parent: impl AsFd,
+        name: &CStr,
+    ) -> Result<Found> {
+        if self.is_local() {
+            identify_name_at_hand(parent, name)
+        } else {
+            identify_name(parent, name)
+        }
+    }
+
     /// A mount of a file system of `statfs(2)`'s type `file_system`; file handles
     /// are opened through `handles`, if it has any.
     pub fn new(device: u64, id: u64, file_system: u64, handles: Option<Arc<OwnedFd>>) -> Self {

@@ -12,10 +12,10 @@ use crate::fuse::extensions::Extensions;
 use crate::fuse::op::{Caller, MkdirArgs, MknodArgs, RenameArgs, SymlinkArgs};
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;
-use crate::passthrough::attributes::attr::decode_device;
+use crate::passthrough::inodes::identity::{identify, open_path};
 use crate::passthrough::inodes::inode::Node;
 use crate::passthrough::inodes::store::NewPath;
-use crate::passthrough::names::lookup::{identify, open_path};
+use crate::passthrough::stat::decode_device;
 use crate::sys::cpath::FdName;
 use crate::sys::shared_fd::SharedFd;
 

@@ -20,8 +20,8 @@ use crate::fs::Result;
 use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init as features;
 use crate::passthrough::Passthrough;
+use crate::passthrough::inodes::identity::Found;
 use crate::passthrough::inodes::inode::Node;
-use crate::passthrough::names::lookup::Found;
 use crate::sys::cpath::FdName;
 
 /// A label as the host takes it.
@@ -145,7 +145,7 @@ impl Passthrough {
         if self.has(features::SECURITY_CTX) && extensions.security_context.is_some() {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let named = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-            if crate::passthrough::names::lookup::identify(named.as_fd())?.identity
+            if crate::passthrough::inodes::identity::identify(named.as_fd())?.identity
                 == found.identity
             {
                 return Ok(named);

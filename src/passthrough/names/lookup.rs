@@ -8,172 +8,26 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::config::InodeFileHandles;
 use crate::fs::{self, Attributes, Entry, Failure, Patience, Result, Wait, Waiting};
-use crate::fuse::abi::Attr;
 use crate::fuse::cursor::Name;
 use crate::fuse::flags;
 use crate::fuse::flags::init;
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;
-use crate::passthrough::attributes::attr;
-use crate::passthrough::inodes::inode::{Held, Identity, Inode, InodeKey, Node};
+use crate::passthrough::inodes::identity::{
+    Found, Identity, InodeKey, identify, identify_name, identify_name_at_hand, is_open_file,
+    open_path,
+};
+use crate::passthrough::inodes::inode::{Held, Inode, Node};
 use crate::passthrough::inodes::mounts::Mount;
 use crate::passthrough::inodes::store::{Match, NewInode, NewPath};
-use crate::sys::clock::{Nanoseconds, last_tick};
 use crate::sys::file_handle::{FileHandle, name_to_handle};
 use crate::sys::shared_fd::SharedFd;
-
-/// The most between two ticks of the host's clock.
-const TICK: Duration = Duration::from_millis(10);
-
-/// Two files of one number have different times of birth if this long lies
-/// between them.
-const BIRTHS_DIFFER: Duration = TICK.saturating_mul(2);
-
-/// So long after its birth a file that is looked at then is settled: the time that
-/// is read is that of the last tick.
-pub(in crate::passthrough) const SETTLED_AFTER: Duration = BIRTHS_DIFFER.saturating_add(TICK);
-
-/// A file as the host shows it.
-pub(in crate::passthrough) struct Found {
-    pub(in crate::passthrough) identity: Identity,
-    /// With the ids of the host.
-    pub(in crate::passthrough) attr: Attr,
-    /// When the host was asked: later than this the file existed.
-    asked: Nanoseconds,
-}
-
-/// What tells a file from others, by its status.
-fn identity_of(stat: &Statx) -> Identity {
-    let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
-    let nanoseconds = i64::from(stat.stx_btime.tv_nsec);
-    let born = stat.stx_btime.tv_sec.checked_mul(1_000_000_000);
-    Identity {
-        key: InodeKey::of(stat),
-        kind: FileType::from_raw_mode(stat.stx_mode.into()),
-        born: born
-            .and_then(|born| born.checked_add(nanoseconds))
-            .filter(|_| has_birth),
-    }
-}
-
-impl Found {
-    fn new(stat: &Statx, asked: Nanoseconds) -> Self {
-        Self {
-            identity: identity_of(stat),
-            attr: attr::from_statx(stat),
-            asked,
-        }
-    }
-
-    /// Whether from now on a file of this number and time of birth is this one
-    /// for sure. It existed after we asked, so that another one with its number
-    /// is born later; and it was born so long before that "later" shows.
-    pub(in crate::passthrough) fn is_settled(&self, mount: &Mount) -> bool {
-        let is_older = |born| {
-            born < self
-                .asked
-                .saturating_sub(BIRTHS_DIFFER.as_nanos() as Nanoseconds)
-        };
-        mount.knows_birth() && self.identity.born.is_some_and(is_older)
-    }
-}
-
-/// What is asked of the host about a file: what a reply needs and its identity.
-const WANTED: StatxFlags = StatxFlags::BASIC_STATS
-    .union(StatxFlags::MNT_ID)
-    .union(StatxFlags::BTIME);
-
-/// Identifies an open file.
-///
-/// # Errors
-/// Those of `statx(2)`.
-pub(in crate::passthrough) fn identify(fd: BorrowedFd<'_>) -> Result<Found> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-    let asked = last_tick();
-    Ok(Found::new(
-        &rustix::fs::statx(fd, c"", flags, WANTED)?,
-        asked,
-    ))
-}
-
-/// Identifies a name without opening it.
-///
-/// # Errors
-/// Those of `statx(2)`.
-pub(in crate::passthrough) fn identify_name(parent: impl AsFd, name: &CStr) -> Result<Found> {
-    identify_with(parent, name, AtFlags::empty())
-}
-
-/// The same, but a server is asked and the host's kernel does not answer from its
-/// cache.
-///
-/// # Errors
-/// Those of `statx(2)`.
-pub(in crate::passthrough) fn identify_name_now(parent: impl AsFd, name: &CStr) -> Result<Found> {
-    identify_with(parent, name, AtFlags::STATX_FORCE_SYNC)
-}
-
-/// The same, but no server is asked: where the name leads to one the kernel answers
-/// from what it remembers.
-///
-/// # Errors
-/// Those of `statx(2)`.
-pub(in crate::passthrough) fn identify_name_at_hand(
-    parent: impl AsFd,
-    name: &CStr,
-) -> Result<Found> {
-    identify_with(parent, name, AtFlags::STATX_DONT_SYNC)
-}
-
-/// Identifies a name in a directory that is on this mount. Where a mount of a server
-/// lies over the name, and the directory's own file system needs none, nobody is asked.
-///
-/// # Errors
-/// Those of `statx(2)`.
-pub(in crate::passthrough) fn identify_name_on(
-    mount: &Mount,
-    parent: impl AsFd,
-    name: &CStr,
-) -> Result<Found> {
-    if mount.is_local() {
-        identify_name_at_hand(parent, name)
-    } else {
-        identify_name(parent, name)
-    }
-}
-
-fn identify_with(parent: impl AsFd, name: &CStr, more: AtFlags) -> Result<Found> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | more;
-    let asked = last_tick();
-    let stat = rustix::fs::statx(parent, name, flags, WANTED)?;
-    Ok(Found::new(&stat, asked))
-}
-
-/// Opens the path of a name.
-///
-/// # Errors
-/// Those of `open(2)`.
-pub(in crate::passthrough) fn open_path(parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::empty())
-}
-
-/// Whether what is open is the file that was found under a name.
-///
-/// While it is open nothing else gets its number, and what differs is what the
-/// host has changed about it since. A server may give the number to others, but
-/// then it does not have the old file any more when it is asked for it.
-pub(in crate::passthrough) fn is_open_file(path: &SharedFd, found: &Identity) -> bool {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
-    rustix::fs::statx(path, c"", flags, WANTED).is_ok_and(|open| identity_of(&open) == *found)
-}
 
 /// What the guest is going to do with what it looks up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -299,7 +153,7 @@ impl Passthrough {
             self.inodes.replaced(held.id());
             return Ok(None);
         }
-        let settled = found.is_settled(held.mount());
+        let settled = held.mount().is_settled(found);
         let counted = self
             .inodes
             .confirm(held.id(), &found.identity, settled, place);
@@ -335,7 +189,7 @@ impl Passthrough {
         let key = found.identity.key;
         let mount = self.mount_of(&found.identity, parent, || open_path(parent, name))?;
         let place = Some((parent.id(), name));
-        let settled = found.is_settled(&mount);
+        let settled = mount.is_settled(&found);
         if mount.handles().is_some() {
             // Too young to be told from one that gets its number and name next.
             if !settled {
@@ -429,7 +283,7 @@ impl Passthrough {
         };
         self.inodes.insert(NewInode {
             identity: found.identity,
-            settled: found.is_settled(&mount),
+            settled: mount.is_settled(found),
             mount,
             handle,
             path,
@@ -471,7 +325,7 @@ impl Passthrough {
         };
         let new = NewInode {
             identity: found.identity,
-            settled: found.is_settled(&mount),
+            settled: mount.is_settled(&found),
             mount,
             handle,
             path,

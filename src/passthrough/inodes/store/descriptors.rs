@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
 use crate::id::NodeId;
-use crate::passthrough::inodes::inode::Identity;
+use crate::passthrough::inodes::identity::Identity;
 use crate::passthrough::inodes::store::slot::{UNBORN, flag};
 use crate::passthrough::inodes::store::{InodeStore, SHARDS};
 use crate::sys::shared_fd::SharedFd;

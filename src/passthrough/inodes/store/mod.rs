@@ -30,7 +30,8 @@ use rustix::io::Errno;
 
 use crate::id::NodeId;
 use crate::passthrough::inodes::fd_budget::FdBudget;
-use crate::passthrough::inodes::inode::{Identity, Inode, InodeKey};
+use crate::passthrough::inodes::identity::{Identity, InodeKey};
+use crate::passthrough::inodes::inode::Inode;
 use crate::passthrough::inodes::mounts::Mount;
 use crate::sys::file_handle::FileHandle;
 use crate::sys::sync::{read, write};

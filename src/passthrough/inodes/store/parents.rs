@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustix::fs::FileType;
 
 use crate::id::NodeId;
-use crate::passthrough::inodes::inode::{Identity, Inode};
+use crate::passthrough::inodes::identity::Identity;
+use crate::passthrough::inodes::inode::Inode;
 use crate::passthrough::inodes::store::slot::{Slot, flag};
 use crate::passthrough::inodes::store::{InodeStore, MAX_DEPTH};
 use crate::sys::cpath::NameCopy;

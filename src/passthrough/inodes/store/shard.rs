@@ -12,7 +12,8 @@ use hashbrown::HashTable;
 use rustix::io::Errno;
 
 use crate::id::NodeId;
-use crate::passthrough::inodes::inode::{Held, Inode, InodeKey};
+use crate::passthrough::inodes::identity::InodeKey;
+use crate::passthrough::inodes::inode::{Held, Inode};
 use crate::passthrough::inodes::store::NewInode;
 use crate::passthrough::inodes::store::slot::{Bytes, HandleBytes, Shape, Slot, UNBORN, flag};
 use crate::sys::file_handle::FileHandle;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::FileType;
 
-use crate::passthrough::inodes::inode::{Identity, InodeKey};
+use crate::passthrough::inodes::identity::{Identity, InodeKey};
 use crate::passthrough::inodes::mounts::Mount;
 use crate::sys::file_handle::FileHandle;
 use crate::sys::shared_fd::SharedFd;
