@@ -71,7 +71,7 @@ impl Passthrough {
 
     /// Every node that the guest holds, the root included, and its look-ups.
     pub fn held_nodes(&self) -> Vec<(NodeId, u64)> {
-        self.inodes.all()
+        self.inodes.store.all()
     }
 
     /// A node that the guest holds, with a descriptor for the time of one call.
@@ -84,8 +84,8 @@ impl Passthrough {
 
     /// The node that is this file, if the guest holds it.
     pub fn node_of(&self, key: &InodeKey) -> Option<NodeId> {
-        let node = self.inodes.find(key)?;
-        self.inodes.get(node).map(|inode| inode.id())
+        let node = self.inodes.store.find(key)?;
+        self.inodes.store.get(node).map(|inode| inode.id())
     }
 
     /// The path of an open file as `proc(5)` shows it, which may be out of date,
@@ -96,7 +96,7 @@ impl Passthrough {
     pub fn shown_path(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
         let name = FdName::of(fd);
         let buffer = Vec::with_capacity(256);
-        let path = rustix::fs::readlinkat(&self.proc_self_fd, name.as_c_str(), buffer)?;
+        let path = rustix::fs::readlinkat(self.inodes.proc_self_fd(), name.as_c_str(), buffer)?;
         Ok(path.into_bytes())
     }
 
@@ -107,7 +107,7 @@ impl Passthrough {
     /// `EPERM` for anything else; and those of `openat(2)`.
     pub fn open_again(&self, fd: BorrowedFd<'_>) -> Result<OwnedFd> {
         match identify(fd)?.kind {
-            FileType::RegularFile | FileType::Directory => self.reopen(fd, OFlags::RDONLY),
+            FileType::RegularFile | FileType::Directory => self.inodes.reopen(fd, OFlags::RDONLY),
             _ => Err(Errno::PERM),
         }
     }
@@ -130,7 +130,7 @@ impl Passthrough {
 
     /// The next numbers of a node and of a handle.
     pub fn next_numbers(&self) -> (u64, u64) {
-        (self.inodes.next_id(), self.handles.next_id())
+        (self.inodes.store.next_id(), self.handles.next_id())
     }
 
     /// What INIT settled: bits of `fuse::flags::init`.
@@ -152,10 +152,10 @@ impl Passthrough {
         place: Option<(NodeId, &CStr)>,
     ) -> Result<()> {
         // The root has a number of its own, and no other.
-        if identify(&fd)?.key == self.inode(NodeId::ROOT)?.key() {
+        if identify(&fd)?.key == self.inodes.inode(NodeId::ROOT)?.key() {
             return Err(Errno::EXIST);
         }
-        self.hold_saved(id, lookups, fd, place)
+        self.inodes.hold_saved(id, lookups, fd, place)
     }
 
     /// Opens a node for the guest under a number of its own.
@@ -163,20 +163,22 @@ impl Passthrough {
     /// # Errors
     /// Those of OPEN and OPENDIR.
     pub fn restore_handle(&self, saved: &OpenHandle) -> Result<()> {
-        let node = self.inode(saved.node)?;
+        let node = self.inodes.inode(saved.node)?;
         let place = self.place()?;
         let handle = match node.kind() {
             FileType::Directory => {
-                let fd = self.open_inode(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                let fd = self
+                    .inodes
+                    .open(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
                 Handle::directory(saved.node, place.hold(fd))
             }
             FileType::RegularFile => {
                 let mut flags = saved.flags;
-                let fd = match self.open_inode(&node, flags) {
+                let fd = match self.inodes.open(&node, flags) {
                     // It can only be appended to, and so it was open on the other side.
                     Err(Errno::PERM) if flags & OFlags::ACCMODE != OFlags::RDONLY => {
                         flags |= OFlags::APPEND;
-                        self.open_inode(&node, flags)?
+                        self.inodes.open(&node, flags)?
                     }
                     opened => opened?,
                 };
@@ -192,7 +194,7 @@ impl Passthrough {
     /// Goes on with a session: numbers are given from these on, and INIT settled
     /// these features.
     pub fn restore_session(&self, next_node: u64, next_handle: u64, features: u64) {
-        self.inodes.give_from(next_node);
+        self.inodes.store.give_from(next_node);
         self.handles.give_from(next_handle);
         self.features.store(features, Ordering::Relaxed);
     }

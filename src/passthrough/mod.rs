@@ -41,10 +41,11 @@ use attributes::xattr_map::XattrMap;
 use files::handles::Handles;
 use files::listings::Listings;
 use files::locks::Locks;
+use inodes::Inodes;
 use inodes::directory_cache::RecentDirectories;
-use inodes::fd_budget::FdBudget;
+use inodes::fd_budget::{FdBudget, Place};
 use inodes::file_systems::Kind;
-use inodes::identity;
+use inodes::identity::{self, Found};
 use inodes::inode::Held;
 use inodes::mounts::Mounts;
 use inodes::store::InodeStore;
@@ -65,12 +66,7 @@ pub struct Passthrough {
     config: Config,
     credentials: Credentials,
     ids: IdMaps,
-    /// `/proc/self/fd`, through which a descriptor is opened again.
-    proc_self_fd: OwnedFd,
-    budget: Arc<FdBudget>,
-    mounts: Mounts,
-    inodes: InodeStore,
-    recent: RecentDirectories,
+    inodes: Inodes,
     handles: Handles,
     listings: Listings,
     xattr_names: XattrMap,
@@ -140,17 +136,21 @@ impl Passthrough {
             )?;
             xattr::warn_about_renamed_lists(&xattr_names);
         }
+        let handles = config.inode_file_handles;
         Ok(Self {
             renamed_capability: privileges::renamed_capability(&xattr_names),
             xattr_names,
             config,
             credentials,
             ids,
-            proc_self_fd,
-            mounts,
-            inodes: InodeStore::new(root, Arc::clone(&budget), shares.paths),
-            recent: RecentDirectories::new(shares.recent),
-            budget,
+            inodes: Inodes {
+                store: InodeStore::new(root, Arc::clone(&budget), shares.paths),
+                mounts,
+                recent: RecentDirectories::new(shares.recent),
+                budget,
+                proc_self_fd,
+                handles,
+            },
             handles: Handles::new(),
             listings: Listings::default(),
             locks: Locks::default(),
@@ -162,17 +162,42 @@ impl Passthrough {
 
     /// `/proc/self/fd`, which a serving thread makes its working directory.
     pub fn proc_self_fd(&self) -> BorrowedFd<'_> {
-        self.proc_self_fd.as_fd()
+        self.inodes.proc_self_fd()
     }
 
-    /// Opens a file again, with other flags, by its descriptor.
+    /// An inode that the guest holds, with a descriptor for the time of one call. One
+    /// that can be found no more is reached by what the guest has open of it.
     ///
-    /// The caller has made sure that this is a regular file or a directory, or
-    /// opens with `O_PATH`: opening anything else would act on a device.
-    fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
-        let name = FdName::of(fd);
-        let flags = (flags | OFlags::CLOEXEC) - OFlags::NOFOLLOW;
-        rustix::fs::openat(&self.proc_self_fd, name.as_c_str(), flags, Mode::empty())
+    /// # Errors
+    /// `ESTALE` where the guest does not hold it, or the host has it no more.
+    fn node(&self, id: NodeId) -> Result<Node> {
+        let inode = self.inodes.inode(id)?;
+        let path = self.path_of(&inode)?;
+        Ok(Node::new(inode, path))
+    }
+
+    fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
+        self.inodes.path_of(inode).or_else(|errno| {
+            let handle = self.handles.some_of(inode.id()).ok_or(errno)?;
+            SharedFd::new(self.inodes.reopen(handle.as_fd(), OFlags::PATH)?)
+        })
+    }
+
+    /// A place for one descriptor of the guest's.
+    ///
+    /// # Errors
+    /// `ENFILE` when there is none.
+    fn place(&self) -> Result<Place> {
+        self.inodes.place(|| self.listings.close_one())
+    }
+
+    /// What the host shows of an inode. One that is held by a handle is not opened
+    /// for that where its name leads to it for sure.
+    fn identify_inode(&self, id: NodeId) -> Result<Found> {
+        match self.inodes.identify_settled(id) {
+            Some(found) => Ok(found),
+            None => self.inodes.identify(&self.node(id)?),
+        }
     }
 
     /// Makes the calling thread act as the guest's user until the guard drops.
@@ -191,7 +216,7 @@ impl Passthrough {
         if umask.is_empty() || !self.has(init::DONT_MASK) {
             return Ok(None);
         }
-        thread::mask(&self.proc_self_fd, umask).map(Some)
+        thread::mask(self.inodes.proc_self_fd(), umask).map(Some)
     }
 
     /// Whether INIT settled a feature.
@@ -293,14 +318,13 @@ impl fs::Session for Passthrough {
         self.listings.clear();
         self.locks.clear();
         self.inodes.clear();
-        self.recent.clear();
         self.features.store(0, Ordering::Relaxed);
     }
 
     fn usage(&self) -> Usage {
-        let (descriptors, descriptor_limit) = self.budget.usage();
+        let (descriptors, descriptor_limit) = self.inodes.budget.usage();
         Usage {
-            inodes: self.inodes.count(),
+            inodes: self.inodes.store.count(),
             handles: self.handles.count(),
             descriptors,
             descriptor_limit,
@@ -310,7 +334,7 @@ impl fs::Session for Passthrough {
     fn path_of(&self, node: NodeId) -> Option<PathBuf> {
         let node = self.node(node).ok()?;
         let name = FdName::of(node.as_fd());
-        let path = readlinkat(&self.proc_self_fd, name.as_c_str(), Vec::new()).ok()?;
+        let path = readlinkat(self.inodes.proc_self_fd(), name.as_c_str(), Vec::new()).ok()?;
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
@@ -319,14 +343,16 @@ impl fs::Session for Passthrough {
     }
 
     fn is_slow(&self, node: NodeId) -> bool {
-        self.mounts.any_is_served()
+        self.inodes.mounts.any_is_served()
             && self
+                .inodes
                 .inode(node)
                 .is_ok_and(|inode| inode.mount().kind().is_served())
     }
 
     fn is_in_memory(&self, node: NodeId) -> bool {
-        self.inode(node)
+        self.inodes
+            .inode(node)
             .is_ok_and(|inode| inode.mount().kind() == Kind::Memory)
     }
 }

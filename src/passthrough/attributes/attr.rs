@@ -111,7 +111,12 @@ impl fs::Attrs for Passthrough {
         if let Some(mode) = args.mode {
             let name = FdName::of(inode.as_fd());
             let mode = Mode::from_raw_mode(mode & PERMISSION_BITS);
-            rustix::fs::chmodat(&self.proc_self_fd, name.as_c_str(), mode, AtFlags::empty())?;
+            rustix::fs::chmodat(
+                self.inodes.proc_self_fd(),
+                name.as_c_str(),
+                mode,
+                AtFlags::empty(),
+            )?;
         }
         if let (Some(file), Some(size)) = (to_truncate, args.size) {
             let _as_caller = self.drop_privileges_of(file.as_fd(), args.set_id)?;
@@ -199,7 +204,7 @@ impl Passthrough {
     /// writes back stamps a file when it has removed its last name: an error would
     /// be told to whoever syncs next, and nobody can see the time.
     fn of_a_removed_file(&self, node: NodeId) -> Result<Attributes> {
-        let inode = self.inode(node)?;
+        let inode = self.inodes.inode(node)?;
         let attr = Attr {
             ino: inode.key().ino,
             mode: inode.kind().as_raw_mode(),
@@ -227,7 +232,7 @@ impl Passthrough {
             _ => return Err(Errno::INVAL.into()),
         }
         let flags = OFlags::WRONLY | unless_it_may_wait(patience);
-        match self.reopen(inode.as_fd(), flags) {
+        match self.inodes.reopen(inode.as_fd(), flags) {
             Ok(file) => Ok(ToTruncate::Opened(file)),
             Err(errno) => Err(must_wait_for_lease(errno, patience)),
         }

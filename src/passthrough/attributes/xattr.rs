@@ -145,7 +145,7 @@ impl Passthrough {
     /// A node to read attributes from, if they are served.
     fn xattr_source(&self, node: NodeId) -> Result<Source> {
         self.check_xattrs_are_served()?;
-        let inode = self.inode(node)?;
+        let inode = self.inodes.inode(node)?;
         // On a server, opening is a request of its own.
         if let (Held::Handle(handle), Some(mount)) = (&inode.held, inode.mount().handles())
             && inode.kind() == FileType::RegularFile
@@ -154,7 +154,7 @@ impl Passthrough {
         {
             return Ok(Source::Open(file));
         }
-        crate::sys::thread::settle_in(&self.proc_self_fd)?;
+        crate::sys::thread::settle_in(self.inodes.proc_self_fd())?;
         Ok(Source::Path(self.node(node)?.path()))
     }
 
@@ -175,7 +175,7 @@ impl Passthrough {
         fd: BorrowedFd<'_>,
         call: impl FnOnce(&CStr) -> Result<T>,
     ) -> Result<T> {
-        crate::sys::thread::settle_in(&self.proc_self_fd)?;
+        crate::sys::thread::settle_in(self.inodes.proc_self_fd())?;
         call(FdName::of(fd).as_c_str())
     }
 

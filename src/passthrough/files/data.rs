@@ -173,7 +173,7 @@ impl fs::Data for Passthrough {
         // The guest's page cache writes through any handle that it finds, and the
         // end of a file is seldom the end of a block.
         let buffered = if from_cache && file.is_direct() {
-            Some(self.reopen(file.as_fd(), OFlags::WRONLY)?)
+            Some(self.inodes.reopen(file.as_fd(), OFlags::WRONLY)?)
         } else {
             None
         };
@@ -258,18 +258,18 @@ impl fs::Data for Passthrough {
     /// # Errors
     /// The first one; all are tried.
     fn syncfs(&self, node: NodeId) -> Result<()> {
-        let inode = self.inode(node)?;
+        let inode = self.inodes.inode(node)?;
         if !matches!(inode.kind(), FileType::Directory | FileType::RegularFile) {
             return Err(Errno::INVAL);
         }
         let synced = match inode.mount().open_file() {
             Some(file) => rustix::fs::syncfs(file),
-            None => rustix::fs::syncfs(self.open_inode(&inode, OFlags::RDONLY)?),
+            None => rustix::fs::syncfs(self.inodes.open(&inode, OFlags::RDONLY)?),
         };
         if self.has(init::SUBMOUNTS) {
             return synced;
         }
-        let others = self.mounts.all().into_iter();
+        let others = self.inodes.mounts.all().into_iter();
         let others = others.filter(|mount| !Arc::ptr_eq(mount, inode.mount()));
         others
             .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))
@@ -319,7 +319,7 @@ impl Passthrough {
     /// # Errors
     /// The first one; all are tried.
     pub fn flush_to_other_hosts(&self) -> Result<()> {
-        let mounts = self.mounts.all().into_iter();
+        let mounts = self.inodes.mounts.all().into_iter();
         let mounts = mounts.filter(|mount| mount.keeps_back());
         let synced = mounts
             .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))

@@ -24,7 +24,7 @@ use crate::passthrough::files::data::sync;
 use crate::passthrough::files::handles::Handle;
 use crate::passthrough::files::open::cache_flags;
 use crate::passthrough::inodes::inode::Node;
-use crate::passthrough::names::lookup::Interest;
+use crate::passthrough::inodes::look_up::Interest;
 use crate::sys::sync::lock;
 
 /// Bytes that are fetched from the host at most in one call.
@@ -175,12 +175,14 @@ impl fs::Directories for Passthrough {
         if self.has(init::NO_OPENDIR) {
             return Err(Errno::NOSYS);
         }
-        let inode = self.inode(node)?;
+        let inode = self.inodes.inode(node)?;
         if inode.kind() != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
         let place = self.place()?;
-        let directory = self.open_inode(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let directory = self
+            .inodes
+            .open(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let handle = self
             .handles
             .insert(Handle::directory(node, place.hold(directory)));
@@ -245,7 +247,9 @@ impl Passthrough {
             return Err(Errno::BADF);
         }
         let place = self.place()?;
-        let fd = self.reopen(directory.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let fd = self
+            .inodes
+            .reopen(directory.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
         Ok(Handle::directory(directory.id(), place.hold(fd)))
     }
 

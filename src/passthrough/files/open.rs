@@ -51,7 +51,7 @@ impl fs::Files for Passthrough {
         args: OpenArgs,
         patience: Patience,
     ) -> Waiting<Opened> {
-        let inode = self.inode(node)?;
+        let inode = self.inodes.inode(node)?;
         // Only a regular file is opened by content: a device, fifo or socket of
         // the guest's making must not become one of the host's.
         match inode.kind() {
@@ -80,9 +80,9 @@ impl fs::Files for Passthrough {
             let node = self.node(node)?;
             let _as_opener =
                 self.drop_privileges_of(node.as_fd(), self.set_id_of_cut(who, args))?;
-            open(&|flags| self.reopen(node.as_fd(), flags))
+            open(&|flags| self.inodes.reopen(node.as_fd(), flags))
         } else {
-            open(&|flags| self.open_inode(&inode, flags))
+            open(&|flags| self.inodes.open(&inode, flags))
         };
         let (file, flags) = opened.map_err(|errno| must_wait_for_lease(errno, patience))?;
         let kind = inode.mount().kind();
@@ -146,8 +146,10 @@ impl fs::Files for Passthrough {
             self.set_label(file.as_fd(), &label)?;
         }
         let found = identify(file.as_fd())?;
-        let path = || self.reopen(file.as_fd(), OFlags::PATH);
-        let node = self.enter_open_file(&parent, None, (file.as_fd(), &found), path)?;
+        let path = || self.inodes.reopen(file.as_fd(), OFlags::PATH);
+        let node = self
+            .inodes
+            .enter_open_file(&parent, None, (file.as_fd(), &found), path)?;
         Ok(self.enter(&parent, (node, &found), (file, flags), place))
     }
 
@@ -228,7 +230,9 @@ impl Passthrough {
         let entered = identify(file.as_fd()).and_then(|found| {
             let made = (file.as_fd(), &found);
             let path = || self.path_of_created(parent, name, &args.extensions, made);
-            let node = self.enter_open_file(parent, Some(name), made, path)?;
+            let node = self
+                .inodes
+                .enter_open_file(parent, Some(name), made, path)?;
             Ok((found, node))
         });
         let (found, node) = match entered {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::fs::Result;
 use crate::id::NodeId;
-use crate::passthrough::Passthrough;
+use crate::passthrough::inodes::Inodes;
 use crate::passthrough::inodes::fd_budget::Place;
 use crate::passthrough::inodes::identity::{
     Found, Identity, SETTLED_AFTER, identify, identify_name_at_hand, identify_name_now,
@@ -75,13 +75,13 @@ fn goes_by_paths(inode: &Inode) -> bool {
     inode.id() != NodeId::ROOT && inode.mount().kind().is_served()
 }
 
-impl Passthrough {
+impl Inodes {
     /// An inode that the guest holds.
     ///
     /// # Errors
     /// `ESTALE` where the guest does not hold it.
     pub(in crate::passthrough) fn inode(&self, id: NodeId) -> Result<Inode> {
-        self.inodes.get(id).ok_or(Errno::STALE)
+        self.store.get(id).ok_or(Errno::STALE)
     }
 
     /// An inode with a descriptor for the time of one call.
@@ -99,11 +99,7 @@ impl Passthrough {
     ///
     /// # Errors
     /// Those of `open(2)`; `ESTALE` where the host has it no more.
-    pub(in crate::passthrough) fn open_inode(
-        &self,
-        inode: &Inode,
-        flags: OFlags,
-    ) -> Result<OwnedFd> {
+    pub(in crate::passthrough) fn open(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd> {
         if let (Held::Handle(handle), Some(mount)) = (&inode.held, inode.mount().handles()) {
             match open_by_handle(mount, handle, flags) {
                 Err(Errno::STALE) => {}
@@ -118,12 +114,14 @@ impl Passthrough {
         }
     }
 
-    /// A place for one descriptor of the guest's.
+    /// A place for one descriptor of the guest's, for which `spare` closes another one
+    /// that is not needed, if there is one.
     ///
     /// # Errors
     /// `ENFILE` when there is none.
-    pub(in crate::passthrough) fn place(&self) -> Result<Place> {
-        self.budget.reserve(|| self.close_one(IfYoung::Wait))
+    pub(in crate::passthrough) fn place(&self, spare: impl Fn() -> bool) -> Result<Place> {
+        self.budget
+            .reserve(|| spare() || self.close_one(IfYoung::Wait))
     }
 
     /// Room for a descriptor of an inode, for which another one may be closed.
@@ -132,34 +130,31 @@ impl Passthrough {
     }
 
     fn make_room(&self, if_young: IfYoung) -> Option<PathRoom<'_>> {
-        self.inodes
+        self.store
             .path_room()
-            .or_else(|| self.close_one(if_young).then(|| self.inodes.path_room())?)
+            .or_else(|| self.close_one(if_young).then(|| self.store.path_room())?)
     }
 
-    /// What the host shows of an inode. One that is held by a handle is not opened
-    /// for that where its name leads to it for sure.
-    pub(in crate::passthrough) fn identify_inode(&self, id: NodeId) -> Result<Found> {
-        if let Some(found) = self.identify_settled(id) {
-            return Ok(found);
-        }
-        let node = self.node(id)?;
+    /// What the host shows of a node.
+    pub(in crate::passthrough) fn identify(&self, node: &Node) -> Result<Found> {
         let found = match identify(node.as_fd()) {
-            Err(Errno::NOENT) if goes_by_paths(&node) => return Err(Errno::STALE),
+            Err(Errno::NOENT) if goes_by_paths(node) => return Err(Errno::STALE),
             found => found?,
         };
         if node.mount().is_settled(&found) {
             // The next time the name is enough.
-            self.inodes.set_settled(id, &found.identity);
+            self.store.set_settled(node.id(), &found.identity);
         }
         Ok(found)
     }
 
-    fn identify_settled(&self, id: NodeId) -> Option<Found> {
-        let (identity, parent, name) = self.inodes.settled_place(id)?;
+    /// What the host shows of an inode whose name leads to it for sure, so that it need
+    /// not be opened for that.
+    pub(in crate::passthrough) fn identify_settled(&self, id: NodeId) -> Option<Found> {
+        let (identity, parent, name) = self.store.settled_place(id)?;
         let directory = match self.recent.get(parent) {
             Some(directory) => directory,
-            None => self.path_at_hand(&self.inodes.get(parent)?)?,
+            None => self.path_at_hand(&self.store.get(parent)?)?,
         };
         // Only what is on a local file system is ever settled.
         let found = identify_name_at_hand(directory, name.as_c_str()).ok()?;
@@ -167,7 +162,7 @@ impl Passthrough {
     }
 
     /// An `O_PATH` descriptor of an inode.
-    fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
+    pub(in crate::passthrough) fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
         match self.path_at_hand(inode) {
             Some(path) => Ok(path),
             None => self.find_again(inode.id()),
@@ -181,7 +176,7 @@ impl Passthrough {
             Held::Unverified(path) => {
                 let found = identify(path.as_fd()).ok()?.identity;
                 let is_it = found == inode.identity;
-                self.inodes.set_verified(inode.id(), path, is_it);
+                self.store.set_verified(inode.id(), path, is_it);
                 is_it.then(|| path.clone())
             }
             Held::Handle(handle) => {
@@ -195,7 +190,7 @@ impl Passthrough {
                     self.recent.put(inode.id(), &path);
                     // Another queue may have had it forgotten just before, and
                     // what is only on the way of others is not forgotten any more.
-                    if !self.inodes.is_held(inode.id()) {
+                    if !self.store.is_held(inode.id()) {
                         self.recent.remove(inode.id());
                     }
                 }
@@ -205,7 +200,7 @@ impl Passthrough {
         }
     }
 
-    /// Finds an inode by name, or by what the guest has open of it.
+    /// Finds an inode by name.
     fn find_again(&self, id: NodeId) -> Result<SharedFd> {
         let mut errno = Errno::STALE;
         for _ in 0..MAX_LOOKS {
@@ -218,15 +213,12 @@ impl Passthrough {
                 }
             }
             // It may have got a descriptor.
-            let (inode, _) = self.inodes.whereabouts(id).ok_or(Errno::STALE)?;
+            let (inode, _) = self.store.whereabouts(id).ok_or(Errno::STALE)?;
             if let Some(path) = self.path_at_hand(&inode) {
                 return Ok(path);
             }
         }
-        match self.handles.some_of(id) {
-            Some(handle) => SharedFd::new(self.reopen(handle.as_fd(), OFlags::PATH)?),
-            None => Err(errno),
-        }
+        Err(errno)
     }
 
     /// Goes from the nearest directory that is at hand down to an inode, by
@@ -241,7 +233,7 @@ impl Passthrough {
         let mut way = Vec::new();
         let mut at = id;
         let mut path = loop {
-            let (inode, place) = self.inodes.whereabouts(at).ok_or(Errno::STALE)?;
+            let (inode, place) = self.store.whereabouts(at).ok_or(Errno::STALE)?;
             if at != id
                 && let Some(path) = self.path_at_hand(&inode)
             {
@@ -257,7 +249,7 @@ impl Passthrough {
         for (inode, parent, name) in way.into_iter().rev() {
             let has_moved = || {
                 let may_wait = purpose == Purpose::Request;
-                may_wait && self.inodes.has_moved(inode.id(), parent, &name)
+                may_wait && self.store.has_moved(inode.id(), parent, &name)
             };
             let next = match self.find_by_name(&path, &name, &inode) {
                 Err(Errno::NOENT | Errno::STALE) if has_moved() => return Ok(None),
@@ -265,7 +257,7 @@ impl Passthrough {
                     Err(Errno::STALE) if has_moved() => return Ok(None),
                     Err(Errno::STALE) => {
                         log::debug!("node {} is not found any more", inode.id().0);
-                        self.inodes.set_lost(inode.id(), parent, &name);
+                        self.store.set_lost(inode.id(), parent, &name);
                         return Err(Errno::STALE);
                     }
                     found => found?,
@@ -289,7 +281,7 @@ impl Passthrough {
         // a file of whose number and time of birth there can be no other.
         if let Held::Handle(held) = &inode.held
             && inode.mount().knows_birth()
-            && self.inodes.settled(inode.id()) != Some(found)
+            && self.store.settled(inode.id()) != Some(found)
             && name_to_handle(&path, c"")?.0 != *held
         {
             return Err(Errno::STALE);
@@ -305,15 +297,15 @@ impl Passthrough {
             if let Ok((handle, _)) = name_to_handle(path, c"")
                 && handle != *held
             {
-                self.inodes.set_handle(inode.id(), &handle);
+                self.store.set_handle(inode.id(), &handle);
             }
             return;
         }
-        let is_in_use = purpose == Purpose::Request && self.inodes.note_found(inode.id());
+        let is_in_use = purpose == Purpose::Request && self.store.note_found(inode.id());
         let room = if is_in_use {
             self.make_room(IfYoung::GiveUp)
         } else {
-            self.inodes.path_room()
+            self.store.path_room()
         };
         if let Some(room) = room {
             let new = NewPath {
@@ -321,7 +313,7 @@ impl Passthrough {
                 verified: true,
                 room,
             };
-            self.inodes.keep_path(inode.id(), new);
+            self.store.keep_path(inode.id(), new);
         }
     }
 
@@ -343,7 +335,7 @@ impl Passthrough {
                 continue;
             }
             if let Ok(path) = self.find_by_name(directory, entry.file_name(), inode) {
-                self.inodes.set_place(inode.id(), parent, entry.file_name());
+                self.store.set_place(inode.id(), parent, entry.file_name());
                 return Ok(path);
             }
         }
@@ -353,22 +345,18 @@ impl Passthrough {
     /// Closes a descriptor that was not used for long; `false` if there is none
     /// that can be closed.
     fn close_one(&self, if_young: IfYoung) -> bool {
-        self.listings.close_one() || self.close_path(if_young)
-    }
-
-    fn close_path(&self, if_young: IfYoung) -> bool {
         let mut too_young = 0;
         for _ in 0..MAX_TRIES {
-            let Some(id) = self.inodes.next_to_close() else {
+            let Some(id) = self.store.next_to_close() else {
                 return false;
             };
             match self.can_be_closed(id) {
                 Closing::Possible(identity, settled) => {
-                    self.inodes.close_path(id, &identity, settled);
+                    self.store.close_path(id, &identity, settled);
                     return true;
                 }
                 Closing::TooYoung => {
-                    self.inodes.postpone(id);
+                    self.store.postpone(id);
                     too_young += 1;
                     // Soon it can be closed, and till then the guest can wait.
                     if too_young == MAX_YOUNG {
@@ -381,14 +369,14 @@ impl Passthrough {
                         }
                     }
                 }
-                Closing::NotByName => self.inodes.pin_path(id),
+                Closing::NotByName => self.store.pin_path(id),
             }
         }
         false
     }
 
     fn can_be_closed(&self, id: NodeId) -> Closing {
-        let Some((inode, Some((parent, name)))) = self.inodes.whereabouts(id) else {
+        let Some((inode, Some((parent, name)))) = self.store.whereabouts(id) else {
             return Closing::NotByName;
         };
         let (Held::Path(path) | Held::Unverified(path)) = &inode.held else {
@@ -414,7 +402,7 @@ impl Passthrough {
 
     /// A directory, also one that is only on the way of others.
     fn directory(&self, id: NodeId) -> Option<SharedFd> {
-        let (inode, _) = self.inodes.whereabouts(id)?;
+        let (inode, _) = self.store.whereabouts(id)?;
         self.path_at_hand(&inode)
             .or_else(|| self.walk_to(id, Purpose::Closing).ok()?)
     }
@@ -426,16 +414,16 @@ impl Passthrough {
         parent: &Node,
         name: &CStr,
     ) -> Option<NodeId> {
-        if parent.mount().handles().is_some() || !self.inodes.has_closed_paths() {
+        if parent.mount().handles().is_some() || !self.store.has_closed_paths() {
             return None;
         }
         let found = parent.mount().identify_name(parent, name).ok()?;
-        self.inodes.find(&found.identity.key)
+        self.store.find(&found.identity.key)
     }
 
     /// An inode with several names that is about to lose one. If it is not open
     /// and this is the name that it is known by, nothing else leads to it then:
-    /// once the name is gone it is for [`Passthrough::keep_in_reach`]. On a file
+    /// once the name is gone it is for [`Inodes::keep_in_reach`]. On a file
     /// system that goes by paths this is so even while it is open, and the number of
     /// its names may be an old one.
     ///
@@ -450,7 +438,7 @@ impl Passthrough {
             return None;
         }
         let by_paths = parent.mount().kind().is_served();
-        if !by_paths && !self.inodes.has_closed_paths() {
+        if !by_paths && !self.store.has_closed_paths() {
             return None;
         }
         let found: Found = if by_paths {
@@ -461,8 +449,8 @@ impl Passthrough {
         if found.attr.nlink < 2 {
             return None;
         }
-        let node = self.node(self.inodes.find(&found.identity.key)?).ok()?;
-        let room = self.path_room().or_else(|| self.inodes.path_room_beyond());
+        let node = self.node(self.store.find(&found.identity.key)?).ok()?;
+        let room = self.path_room().or_else(|| self.store.path_room_beyond());
         Some((node, room))
     }
 
@@ -488,11 +476,11 @@ impl Passthrough {
                         verified: true,
                         room,
                     };
-                    self.inodes.keep_path(node.id(), path);
+                    self.store.keep_path(node.id(), path);
                 }
             }
             Held::Path(held) if *held == path && inode.mount().kind().is_served() && !is_good() => {
-                let Some((_, Some((parent, _)))) = self.inodes.whereabouts(node.id()) else {
+                let Some((_, Some((parent, _)))) = self.store.whereabouts(node.id()) else {
                     return;
                 };
                 let other = self
@@ -501,18 +489,18 @@ impl Passthrough {
                 let Some(Ok(other)) = other.map(SharedFd::new) else {
                     return;
                 };
-                self.inodes.drop_path(node.id(), &path);
+                self.store.drop_path(node.id(), &path);
                 if let Some(room) = room {
                     let path = NewPath {
                         fd: other,
                         verified: true,
                         room,
                     };
-                    self.inodes.keep_path(node.id(), path);
+                    self.store.keep_path(node.id(), path);
                 }
             }
             // Another thread may just have found that it can be closed.
-            _ => self.inodes.pin_path_at(node.id(), parent, name),
+            _ => self.store.pin_path_at(node.id(), parent, name),
         }
     }
 }

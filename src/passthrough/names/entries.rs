@@ -76,7 +76,7 @@ impl fs::Names for Passthrough {
         let parent = self.node(parent)?;
         // Through /proc, since linking a descriptor itself takes a capability.
         rustix::fs::linkat(
-            &self.proc_self_fd,
+            self.inodes.proc_self_fd(),
             FdName::of(inode.as_fd()).as_c_str(),
             &parent,
             name.as_c_str(),
@@ -84,6 +84,7 @@ impl fs::Names for Passthrough {
         )?;
         // What was made without a name has one now.
         self.inodes
+            .store
             .set_place(inode.id(), parent.id(), name.as_c_str());
         match self.acquire_again(&inode) {
             // Forgotten by another queue meanwhile.
@@ -104,23 +105,24 @@ impl fs::Names for Passthrough {
         let (from, to) = (self.node(parent)?, self.node(args.new_parent)?);
         let (name, new_name) = (args.name.as_c_str(), args.new_name.as_c_str());
         let flags = RenameFlags::from_bits_retain(args.flags);
-        let moved = self.about_to_move(&from, name);
+        let moved = self.inodes.about_to_move(&from, name);
         let (exchanged, replaced) = if flags.contains(RenameFlags::EXCHANGE) {
-            (self.about_to_move(&to, new_name), None)
+            (self.inodes.about_to_move(&to, new_name), None)
         } else {
-            (None, self.about_to_unlink(&to, new_name))
+            (None, self.inodes.about_to_unlink(&to, new_name))
         };
         let other = exchanged.or_else(|| replaced.as_ref().map(|(node, _)| node.id()));
-        let moving = self.inodes.begin_move([moved, other]);
+        let moving = self.inodes.store.begin_move([moved, other]);
         let lost = self.rename_on_host((&from, name), (&to, new_name), flags)?;
         if let Some(moved) = moved {
-            self.inodes.set_place(moved, to.id(), new_name);
+            self.inodes.store.set_place(moved, to.id(), new_name);
         }
         if let Some(exchanged) = exchanged {
-            self.inodes.set_place(exchanged, from.id(), name);
+            self.inodes.store.set_place(exchanged, from.id(), name);
         }
         if let Some((replaced, room)) = replaced {
-            self.keep_in_reach((&replaced, room), (args.new_parent, new_name));
+            self.inodes
+                .keep_in_reach((&replaced, room), (args.new_parent, new_name));
         }
         if let Some(lost) = lost {
             self.keep_nameless(lost);
@@ -173,12 +175,13 @@ impl Passthrough {
         flags: AtFlags,
     ) -> Result<()> {
         let parent_node = self.node(parent)?;
-        let unlinked = self.about_to_unlink(&parent_node, name.as_c_str());
+        let unlinked = self.inodes.about_to_unlink(&parent_node, name.as_c_str());
         let id = unlinked.as_ref().map(|(node, _)| node.id());
-        let moving = self.inodes.begin_move([id, None]);
+        let moving = self.inodes.store.begin_move([id, None]);
         rustix::fs::unlinkat(&parent_node, name.as_c_str(), flags)?;
         if let Some((unlinked, room)) = unlinked {
-            self.keep_in_reach((&unlinked, room), (parent, name.as_c_str()));
+            self.inodes
+                .keep_in_reach((&unlinked, room), (parent, name.as_c_str()));
         }
         drop(moving);
         self.tracking
@@ -218,12 +221,13 @@ impl Passthrough {
         // The one that is held by this number may be another file, from before.
         if found.attr.nlink == 0
             && found.identity.born.is_some()
-            && let Some(id) = self.inodes.find(&found.identity.key)
+            && let Some(id) = self.inodes.store.find(&found.identity.key)
             && self
                 .inodes
+                .store
                 .get(id)
                 .is_some_and(|inode| inode.identity == found.identity)
-            && let Some(room) = self.path_room()
+            && let Some(room) = self.inodes.path_room()
             && let Ok(fd) = SharedFd::new(file)
         {
             let path = NewPath {
@@ -231,7 +235,7 @@ impl Passthrough {
                 verified: true,
                 room,
             };
-            self.inodes.keep_path(id, path);
+            self.inodes.store.keep_path(id, path);
         }
     }
 }

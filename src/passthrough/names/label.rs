@@ -113,13 +113,14 @@ impl Passthrough {
         };
         self.set_label(file.as_fd(), label)?;
         let file = if only_reads {
-            self.reopen(file.as_fd(), flags - OFlags::CREATE - OFlags::EXCL)?
+            self.inodes
+                .reopen(file.as_fd(), flags - OFlags::CREATE - OFlags::EXCL)?
         } else {
             file
         };
         // Through /proc, since linking a descriptor itself takes a capability.
         rustix::fs::linkat(
-            &self.proc_self_fd,
+            self.inodes.proc_self_fd(),
             FdName::of(file.as_fd()).as_c_str(),
             parent,
             name,
@@ -151,7 +152,7 @@ impl Passthrough {
                 return Ok(named);
             }
         }
-        self.reopen(file, OFlags::PATH)
+        self.inodes.reopen(file, OFlags::PATH)
     }
 }
 

@@ -91,7 +91,12 @@ impl Passthrough {
         }
         let name = FdName::of(node.as_fd());
         let mode = Mode::from_raw_mode(left & 0o7777);
-        rustix::fs::chmodat(&self.proc_self_fd, name.as_c_str(), mode, AtFlags::empty())
+        rustix::fs::chmodat(
+            self.inodes.proc_self_fd(),
+            name.as_c_str(),
+            mode,
+            AtFlags::empty(),
+        )
     }
 
     /// What becomes of set-id bits of a file that is cut when it is opened. A guest

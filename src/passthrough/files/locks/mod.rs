@@ -397,10 +397,11 @@ impl Passthrough {
         let is_writable = handle.is_writable();
         let file = if is_writable {
             // A file that may be written and not read still takes exclusive locks.
-            self.reopen(handle.as_fd(), OFlags::RDWR)
-                .or_else(|_| self.reopen(handle.as_fd(), OFlags::WRONLY))
+            self.inodes
+                .reopen(handle.as_fd(), OFlags::RDWR)
+                .or_else(|_| self.inodes.reopen(handle.as_fd(), OFlags::WRONLY))
         } else {
-            self.reopen(handle.as_fd(), OFlags::RDONLY)
+            self.inodes.reopen(handle.as_fd(), OFlags::RDONLY)
         };
         let (file, is_handles) = match file {
             // Its mode forbids an ordinary user's daemon to open it again.
