@@ -4,7 +4,8 @@
 
 use std::fmt::Write;
 
-use crate::report::{Metric, Outcome, median};
+use crate::counters::median;
+use crate::report::{Metric, Outcome};
 
 const LABELS: f64 = 400.0;
 const BARS: f64 = 560.0;

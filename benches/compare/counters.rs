@@ -110,3 +110,11 @@ impl CallCounter {
         has_answer && self.answers.read(&mut [0; 16]).is_ok()
     }
 }
+
+/// The middle of some values; the mean of both where there are two.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.len().checked_sub(1)? / 2, sorted.len() / 2);
+    Some(f64::midpoint(sorted[low], sorted[high]))
+}

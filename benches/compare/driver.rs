@@ -21,7 +21,8 @@ use crate::common::fuse_client::Client;
 use crate::common::memory::GuestMemory;
 use crate::common::wire::{Decoder, ENTRY_OUT, IN_HEADER, InHeader, OUT_HEADER};
 use crate::counters::{CallCounter, Counters};
-use crate::workload::{self, Feed, Kind, Reply, Step, Value};
+use crate::step;
+use crate::step::{Feed, Kind, Reply, Step, Value};
 
 /// Guests hand over data in pages of this size.
 const PAGE: usize = 4096;
@@ -176,7 +177,7 @@ impl Lane {
     fn new(mut client: Client, case: &Case, first_slot: usize) -> Self {
         let mut slots = Vec::new();
         for slot in 0..case.depth {
-            let slot = workload::Slot {
+            let slot = step::Slot {
                 number: first_slot + slot,
                 of: case.depth * case.queues,
             };

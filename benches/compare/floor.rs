@@ -14,11 +14,8 @@ use rustix::fs::{
 };
 
 use crate::share::{self, small};
+use crate::step::{Direct, Kind, Workload};
 use crate::tree::{list, open_dir};
-use crate::workload::{Kind, Workload};
-
-/// Does one operation, or several; gives how many.
-pub(crate) type Direct = Box<dyn FnMut() -> u64>;
 
 /// Microseconds for one operation of a workload.
 pub(crate) fn measure(workload: &Workload, share: &Path, time: Duration) -> f64 {

@@ -10,8 +10,8 @@
 //! them, and the medians of the ratios within the rounds.
 //!
 //! - `plan` says which cases there are.
-//! - `workload` is the table of workloads; `requests` and `tree` are what they
-//!   are made of, `share` what lies in the shared directory, `floor` the same
+//! - `workload` is the table of workloads, `step` what one is; `requests` and `tree`
+//!   are what they are made of, `share` what lies in the shared directory, `floor` the same
 //!   operations without a daemon.
 //! - `driver` keeps the queues full and takes the times, `counters` asks the
 //!   kernel what the daemon used.
@@ -36,6 +36,7 @@ mod report;
 mod requests;
 mod share;
 mod single;
+mod step;
 mod tree;
 mod workload;
 

@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use crate::workload::{Host, Kind, WORKLOADS, Workload};
+use crate::step::{Host, Kind, Workload};
+use crate::workload::WORKLOADS;
 
 /// One line of a table.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::Case;
+use crate::counters::median;
 use crate::driver::Sample;
 use crate::single::Figure;
 
@@ -244,13 +245,6 @@ pub(crate) fn figures(figures: &[Figure]) -> String {
         writeln!(text, "| {name} |{cells}{floor}").unwrap();
     }
     text
-}
-
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (low, high) = (sorted.len().checked_sub(1)? / 2, sorted.len() / 2);
-    Some(f64::midpoint(sorted[low], sorted[high]))
 }
 
 /// The median, and how far the values lie from it in percent.

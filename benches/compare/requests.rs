@@ -4,7 +4,7 @@
 use crate::common::fuse_client::{Client, Request, SetAttr, read_in, release_in, write_in};
 use crate::common::wire::{ENTRY_OUT, Encoder, OUT_HEADER, ROOT, dirents, op};
 use crate::share::{self, all_small, small};
-use crate::workload::{FH, NODEID, Reply, Slot, Step};
+use crate::step::{FH, NODEID, Reply, Slot, Step};
 
 /// What a Linux guest up to 6.14 asks for at a time.
 const READDIR_BYTES: u32 = 4096;

@@ -12,11 +12,11 @@ use crate::common::Random;
 use crate::common::daemon::Daemon;
 use crate::common::fuse_client::Client;
 use crate::common::wire::ROOT;
-use crate::floor::Direct;
 use crate::plan::{Case, Setting};
 use crate::requests::step_lookup;
+use crate::step::Direct;
+use crate::step::{Host, Kind, Slot, Step, Workload};
 use crate::tree::{c_name, open_dir};
-use crate::workload::{Host, Kind, Slot, Step, Workload};
 use crate::{attempt, driver};
 
 const STARTS: usize = 50;
@@ -61,7 +61,7 @@ pub(crate) fn start(binaries: &[PathBuf], share: &Path) -> Figure {
     Figure {
         name: "from exec to listening, ms".to_owned(),
         daemons,
-        floor: crate::report::median(&floor),
+        floor: crate::counters::median(&floor),
     }
 }
 

@@ -15,12 +15,12 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use crate::common::fuse_client::{Client, read_in, release_in};
 use crate::common::wire::{ENTRY_OUT, Encoder, OUT_HEADER, ROOT, op};
-use crate::floor::Direct;
 use crate::requests::{
     step_create, step_forget, step_lookup, step_mkdir, step_release, step_rmdir, step_unlink,
     step_utimes, step_write,
 };
-use crate::workload::{FH, NODEID, Reply, Slot, Step};
+use crate::step::Direct;
+use crate::step::{FH, NODEID, Reply, Slot, Step};
 
 const WALK_DIRS: usize = 500;
 const UNPACK_DIRS: usize = 200;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::fuse::abi::{Attr, FileLock, StatfsOut, StatxOut};
-use crate::fuse::cursor::Name;
 use crate::fuse::dirent::DirPacker;
+use crate::fuse::name::Name;
 use crate::fuse::op::{
     Caller, CopyFileRangeArgs, CreateArgs, FallocateArgs, IoctlArgs, LockArgs, LockOwner,
     MkdirArgs, MknodArgs, OpenArgs, ReadArgs, RenameArgs, SetattrArgs, SetxattrArgs, StatxArgs,

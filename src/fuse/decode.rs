@@ -1,12 +1,11 @@
 //! From the bytes of a request to an [`Op`]: pure and total.
 
-use rustix::io::Errno;
-
 use super::XATTR_SIZE_MAX;
 use super::abi;
 use super::cursor::Cursor;
 use super::extensions::{Extensions, decode_extensions};
 use super::flags;
+use super::malformed::Malformed;
 use super::op::{
     CopyFileRangeArgs, CreateArgs, FallocateArgs, InitArgs, IoctlArgs, LockArgs, LockKind,
     LockOwner, LockRange, MkdirArgs, MknodArgs, Op, OpenArgs, ReadArgs, RenameArgs, SetId, SetTime,
@@ -14,37 +13,6 @@ use super::op::{
 };
 use super::opcode::Opcode;
 use crate::id::{HandleId, NodeId};
-
-/// Why a request cannot be understood.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Malformed {
-    /// The body ends before its last field, or a string has no NUL.
-    Short,
-    /// A name that cannot be one of a directory entry.
-    BadName,
-    /// A name of more than [`NAME_MAX`](super::NAME_MAX) bytes.
-    NameTooLong,
-    /// An extension whose sizes contradict each other.
-    BadExtension,
-    /// An offset or length that no file can have.
-    BadRange,
-    /// Flags of `statx(2)` that are not about caches.
-    BadFlags,
-    /// A lock of a kind that there is not.
-    BadLock,
-    /// An attribute value of more than 64 KiB.
-    ValueTooLong,
-}
-
-impl From<Malformed> for Errno {
-    fn from(why: Malformed) -> Self {
-        match why {
-            Malformed::NameTooLong => Self::NAMETOOLONG,
-            Malformed::ValueTooLong => Self::TOOBIG,
-            _ => Self::INVAL,
-        }
-    }
-}
 
 /// Decodes the body of a request.
 ///

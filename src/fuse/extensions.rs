@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use super::XATTR_SIZE_MAX;
 use super::abi::{self, ExtHeader};
 use super::cursor::Cursor;
-use super::decode::Malformed;
+use super::malformed::Malformed;
 
 /// `FUSE_MAX_NR_SECCTX`: a kind up to this is a number of security contexts.
 const MAX_SECURITY_CONTEXTS: u32 = 31;

@@ -2,7 +2,7 @@
 //! of requests and packing of replies.
 //!
 //! Nothing here does I/O or knows where the bytes come from. Decoding is pure
-//! and total: any byte string gives an [`op::Op`] or a [`decode::Malformed`].
+//! and total: any byte string gives an [`op::Op`] or a [`malformed::Malformed`].
 
 pub mod abi;
 pub mod cursor;
@@ -11,6 +11,8 @@ pub mod dirent;
 pub mod extensions;
 pub mod flags;
 pub mod init;
+pub mod malformed;
+pub mod name;
 pub mod op;
 pub mod opcode;
 

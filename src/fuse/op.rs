@@ -3,8 +3,8 @@
 use std::ffi::CStr;
 
 use super::abi;
-use super::cursor::Name;
 use super::extensions::Extensions;
+use super::name::Name;
 use crate::id::{HandleId, NodeId};
 
 /// Whose request it is, and on which inode.

@@ -91,8 +91,8 @@ impl<F: FileSystem> Server<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::cursor::Name;
     use crate::fuse::extensions::Extensions;
+    use crate::fuse::name::Name;
     use crate::fuse::op::{OpenArgs, SetId};
 
     fn open_args(flags: OFlags) -> OpenArgs {

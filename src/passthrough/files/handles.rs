@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::id::{HandleId, NodeId};
-use crate::passthrough::files::dir::DirStream;
+use crate::passthrough::files::dir_stream::DirStream;
 use crate::passthrough::inodes::fd_budget::GuestFd;
 use crate::passthrough::inodes::file_systems::Kind;
 use crate::sys::sync::{read, write};

@@ -2,6 +2,7 @@
 
 pub(in crate::passthrough) mod data;
 pub(in crate::passthrough) mod dir;
+pub(in crate::passthrough) mod dir_stream;
 pub(in crate::passthrough) mod handles;
 pub(in crate::passthrough) mod ioctl;
 pub(in crate::passthrough) mod listings;

@@ -7,8 +7,8 @@ use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use crate::fs::{self, Entry, Result};
-use crate::fuse::cursor::Name;
 use crate::fuse::extensions::Extensions;
+use crate::fuse::name::Name;
 use crate::fuse::op::{Caller, MkdirArgs, MknodArgs, RenameArgs, SymlinkArgs};
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;

@@ -7,9 +7,9 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::fs::{self, Attributes, Entry, Patience, Result, Waiting};
-use crate::fuse::cursor::Name;
 use crate::fuse::flags;
 use crate::fuse::flags::init;
+use crate::fuse::name::Name;
 use crate::id::NodeId;
 use crate::passthrough::Passthrough;
 use crate::passthrough::inodes::identity::{Found, InodeKey, identify};
