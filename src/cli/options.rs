@@ -56,30 +56,27 @@ pub struct Options {
     #[arg(value_hint = ValueHint::DirPath)]
     pub shared_dir: Option<PathBuf>,
 
-    /// Name for the guest to mount by, 1 to 36 bytes; where it is missing the
-    /// front end supplies one.
+    /// Mount tag, 1 to 36 bytes; without it the front end supplies one.
     #[arg(long, value_parser = parse_tag, help_heading = "Share and socket")]
     pub tag: Option<Tag>,
 
-    /// Where to make the socket for the front end; its process id goes beside
-    /// it, into PATH.pid.
+    /// Socket to create for the front end; the process id is written to PATH.pid.
     #[arg(long, value_name = "PATH", help_heading = "Share and socket")]
     pub socket_path: Option<PathBuf>,
 
-    /// Let the members of this group connect, too.
+    /// Allow the members of this group to connect.
     #[arg(long, value_name = "GROUP", help_heading = "Share and socket")]
     #[arg(conflicts_with_all = ["fd", "print_capabilities"])]
     pub socket_group: Option<String>,
 
-    /// Use this open descriptor, a socket that listens already; without it and
-    /// --socket-path the one that the service manager passed.
+    /// Use this open descriptor of a listening socket; without it and --socket-path
+    /// the one that the service manager passed.
     #[arg(long, value_name = "NUMBER", help_heading = "Share and socket")]
     #[arg(value_parser = clap::value_parser!(RawFd).range(0..))]
     #[arg(conflicts_with_all = ["socket", "socket_path"])]
     pub fd: Option<RawFd>,
 
-    /// Serve the next front end after one disconnects, until a signal ends the
-    /// daemon.
+    /// Keep running after a front end disconnects and serve the next one.
     #[arg(long, help_heading = "Share and socket")]
     pub keep_listening: bool,
 
@@ -88,58 +85,58 @@ pub struct Options {
     #[arg(value_enum, ignore_case = true, default_value = "auto")]
     pub cache: CacheChoice,
 
-    /// Let the guest believe for N seconds that a name which it did not find
-    /// does not exist; until then it does not see that the host makes it.
+    /// Cache failed lookups in the guest for this many seconds; files created on the host
+    /// meanwhile stay invisible until then.
     #[arg(long, value_name = "SECONDS", help_heading = "Cache and speed")]
     #[arg(default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=86_400))]
     pub negative_timeout: u32,
 
-    /// Let the guest gather writes before it sends them; safe where it alone
-    /// changes the files.
+    /// Enable the guest's writeback cache; safe if only this guest changes the
+    /// files.
     #[arg(long, help_heading = "Cache and speed")]
     pub writeback: bool,
 
-    /// Pass O_DIRECT of the guest's programs on to the host.
+    /// Pass O_DIRECT of the guest's programs to the host.
     #[arg(long, help_heading = "Cache and speed")]
     pub allow_direct_io: bool,
 
-    /// Let the guest map files shared although the policy is never or
-    /// metadata; safe where it alone changes the files.
+    /// Allow shared mappings with the cache policies never and metadata; safe if
+    /// only this guest changes the files.
     #[arg(long, help_heading = "Cache and speed")]
     pub allow_mmap: bool,
 
-    /// Do not send attributes along with directory entries.
+    /// Send directory entries without attributes.
     #[arg(long, help_heading = "Cache and speed")]
     pub no_readdirplus: bool,
 
-    /// Let the guest list directories without opening them, with --readonly and
-    /// --cache=always: listing a tree that it has cached took a third to a half of the
-    /// time. Such a guest can be migrated to daemons with this option only.
+    /// Let the guest list directories without opening them; requires --readonly and
+    /// --cache=always. Listing a cached tree takes a third to a half of the time.
+    /// Such a guest can only be migrated to daemons with this option.
     #[arg(long, help_heading = "Cache and speed")]
     pub no_opendir: bool,
 
-    /// Queues for requests, 1 to 62, each with a thread of its own
+    /// Number of request queues, 1 to 62, each with its own thread
     /// [default: one for each CPU].
     #[arg(long, value_name = "N", help_heading = "Cache and speed")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=62))]
     pub num_request_queues: Option<u8>,
 
-    /// Threads that serve the requests of all queues; with 0 each queue's
-    /// thread serves its own, one after the other [default: each queue's
-    /// thread, and up to 128 others for what has to wait].
+    /// Number of threads that serve the requests of all queues; with 0 each
+    /// queue's thread serves its queue in order [default: each queue's thread
+    /// serves its queue, and up to 128 more serve requests that block].
     #[arg(long, value_name = "N", help_heading = "Cache and speed")]
     pub thread_pool_size: Option<usize>,
 
-    /// Poll the queues for up to N microseconds after work before sleeping:
-    /// requests that follow each other closely are answered in about half the
-    /// time, for the processor time of polling. Left out by itself while
-    /// requests come further apart.
+    /// Poll a queue for up to N microseconds before its thread sleeps: requests
+    /// that follow each other closely are answered in about half the time, at the
+    /// cost of the processor time of polling. Polling pauses while requests
+    /// arrive further apart than that.
     #[arg(long, value_name = "N", help_heading = "Cache and speed")]
     #[arg(default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub poll_us: u32,
 
-    /// Whether inodes are held by file handles, which unlike descriptors are
-    /// not limited in number.
+    /// Whether to hold inodes by file handles, whose number unlike that of
+    /// descriptors is not limited.
     #[arg(long, value_name = "MODE", help_heading = "Cache and speed")]
     #[arg(require_equals = true, value_enum, default_value = "prefer")]
     pub inode_file_handles: FileHandles,
@@ -154,56 +151,56 @@ pub struct Options {
     #[arg(value_parser = bytes(parse_xattr_map))]
     pub xattrmap: Option<XattrMapRules>,
 
-    /// Serve POSIX access control lists; without MODE it means always; implies
+    /// Serve POSIX access control lists; MODE defaults to always; implies
     /// --xattr.
     #[arg(long, value_name = "MODE", help_heading = "Files and attributes")]
     #[arg(num_args = 0..=1, require_equals = true, value_enum)]
     #[arg(default_value = "never", default_missing_value = "always")]
     pub posix_acl: Negotiation,
 
-    /// Store the security label that the guest gives to a new file; without
-    /// MODE it means always; implies --xattr.
+    /// Set the security label that the guest gives to a new file before the file
+    /// becomes visible; MODE defaults to always; implies --xattr.
     #[arg(long, value_name = "MODE", help_heading = "Files and attributes")]
     #[arg(num_args = 0..=1, require_equals = true, value_enum)]
     #[arg(default_value = "never", default_missing_value = "always")]
     pub security_label: Negotiation,
 
-    /// Tell the guest which directories are mount points; the default.
+    /// Show mounts below the share as mounts in the guest; the default.
     #[arg(long, help_heading = "Files and attributes")]
     #[arg(overrides_with = "no_announce_submounts")]
     pub announce_submounts: bool,
 
-    /// Show mount points as plain directories.
+    /// Show mounts below the share as plain directories.
     #[arg(long, help_heading = "Files and attributes")]
     #[arg(overrides_with = "announce_submounts")]
     pub no_announce_submounts: bool,
 
-    /// Leave it to the host to drop set-id bits and capabilities when a file
-    /// changes.
+    /// Clear set-id bits and capabilities of modified files on the host instead
+    /// of in the guest.
     #[arg(long, help_heading = "Files and attributes")]
     #[arg(overrides_with = "no_killpriv_v2")]
     pub killpriv_v2: bool,
 
-    /// Leave that to the guest; the default.
+    /// Clear them in the guest; the default.
     #[arg(long, help_heading = "Files and attributes")]
     #[arg(overrides_with = "killpriv_v2")]
     pub no_killpriv_v2: bool,
 
-    /// Make the guest's record locks (fcntl) locks of the host, which other
-    /// guests and the host's programs meet; otherwise they are the guest's own.
+    /// Apply the guest's POSIX record locks (fcntl) on the host, so that they
+    /// conflict with those of host processes and other guests.
     #[arg(long, help_heading = "Files and attributes")]
     pub posix_lock: bool,
 
-    /// The same for its locks of whole files (flock).
+    /// The same for its locks on whole files (flock).
     #[arg(long, help_heading = "Files and attributes")]
     pub flock: bool,
 
-    /// Pass O_NOATIME of the guest's programs on; fails for files that the
-    /// daemon does not own, unless it is privileged.
+    /// Pass O_NOATIME of the guest's programs to the host; fails for files that
+    /// the daemon does not own, unless it is privileged.
     #[arg(long, help_heading = "Files and attributes")]
     pub preserve_noatime: bool,
 
-    /// Refuse every change that the guest asks for.
+    /// Refuse all changes by the guest.
     #[arg(long, help_heading = "Files and attributes")]
     pub readonly: bool,
 
@@ -219,12 +216,12 @@ pub struct Options {
     #[arg(value_parser = parse_translation, action = ArgAction::Append)]
     pub translate_gid: Vec<Translation>,
 
-    /// What the daemon is locked into.
+    /// How the daemon is confined.
     #[arg(long, value_name = "MODE", help_heading = "Identity and isolation")]
     #[arg(value_enum, ignore_case = true, default_value = "namespace")]
     pub sandbox: Sandbox,
 
-    /// User ids of the namespace, :INSIDE:OUTSIDE:COUNT:; may be repeated;
+    /// User id mapping of the namespace, :INSIDE:OUTSIDE:COUNT:; may be repeated;
     /// for callers other than root.
     #[arg(long, value_name = "RANGE", help_heading = "Identity and isolation")]
     #[arg(value_parser = parse_id_map, action = ArgAction::Append)]
@@ -235,23 +232,22 @@ pub struct Options {
     #[arg(value_parser = parse_id_map, action = ArgAction::Append)]
     pub gid_map: Vec<IdMap>,
 
-    /// What happens at a system call that the daemon never needs.
+    /// Action for system calls outside the allow list.
     #[arg(long, value_name = "ACTION", help_heading = "Identity and isolation")]
     #[arg(value_enum, default_value = "kill")]
     pub seccomp: Seccomp,
 
-    /// Capabilities to keep or to drop besides the usual ones, such as
+    /// Capabilities to keep or drop in addition to the default set, such as
     /// +sys_admin:-chown.
     #[arg(long, value_name = "LIST", help_heading = "Identity and isolation")]
     pub modcaps: Option<String>,
 
-    /// Limit of open descriptors; 0 leaves the limit alone [default: 1000000,
-    /// or what the kernel allows where that is less].
+    /// Limit of open descriptors; 0 keeps the current limit [default: 1000000,
+    /// or what the kernel allows if that is less].
     #[arg(long, value_name = "N", help_heading = "Limits and logging")]
     pub rlimit_nofile: Option<u64>,
 
-    /// How much is logged: error, warn, info, debug, trace, or off for
-    /// nothing.
+    /// Log level: error, warn, info, debug, trace or off.
     #[arg(long, value_name = "LEVEL", help_heading = "Limits and logging")]
     #[arg(value_parser = super::values::parse_log_level, default_value = "info")]
     pub log_level: LevelFilter,
@@ -260,42 +256,42 @@ pub struct Options {
     #[arg(long, help_heading = "Limits and logging")]
     pub syslog: bool,
 
-    /// Count what is served, and give the numbers to Prometheus, by HTTP over
-    /// this Unix socket, which is its owner's alone.
+    /// Serve Prometheus metrics over HTTP on this Unix socket (mode 0600).
     #[arg(long, value_name = "PATH", help_heading = "Limits and logging")]
     pub metrics_socket: Option<PathBuf>,
 
-    /// Log each request that takes so many milliseconds or more.
+    /// Log each request that takes N milliseconds or more.
     #[arg(long, value_name = "N", help_heading = "Limits and logging")]
     pub slow_request_ms: Option<u32>,
 
-    /// Try the start, say what would be used and what is missing, make nothing
-    /// and end, with status 1 if something is missing.
+    /// Dry run: check whether the daemon could start and report what is missing;
+    /// creates nothing, and exits with status 1 if something is missing.
     #[arg(long, help_heading = "Limits and logging")]
     pub check: bool,
 
-    /// Print what this program can do, in JSON for management software.
+    /// Print the supported features as JSON for management software, and exit.
     #[arg(long, help_heading = "Limits and logging")]
     pub print_capabilities: bool,
 
-    /// How the other side of a migration finds the guest's files again
+    /// How the target of a migration finds the guest's files
     /// [default: find-paths].
     #[arg(long, value_name = "MODE", help_heading = "Migration")]
     #[arg(value_enum)]
     pub migration_mode: Option<MigrationMode>,
 
-    /// What to do about a file that was not found again [default: abort].
+    /// What the target of a migration does about a file that it does not find
+    /// [default: abort].
     #[arg(long, value_name = "ACTION", help_heading = "Migration")]
     #[arg(value_enum)]
     pub migration_on_error: Option<MigrationOnError>,
 
-    /// With find-paths, for a directory that both sides see: accept a file
-    /// only if it is the very same inode.
+    /// With find-paths, for a directory that both sides have mounted: accept a
+    /// file only if it is the same inode.
     #[arg(long, help_heading = "Migration")]
     pub migration_verify_handles: bool,
 
-    /// With find-paths: look once more that each path still leads to its
-    /// file, just before the other side takes over.
+    /// With find-paths: verify that each path still leads to its file just
+    /// before the target takes over.
     #[arg(long, help_heading = "Migration")]
     pub migration_confirm_paths: bool,
 
@@ -356,11 +352,11 @@ impl From<CacheChoice> for CachePolicy {
 /// `--inode-file-handles`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum FileHandles {
-    /// By descriptor.
+    /// By descriptors.
     Never,
-    /// By handle where the file system has them, by descriptor elsewhere.
+    /// By handles where the file system has them, by descriptors elsewhere.
     Prefer,
-    /// By handle; does not start where there are none.
+    /// By handles; the daemon refuses to start where there are none.
     Mandatory,
     /// The old name of `Prefer`.
     #[value(hide = true)]
@@ -382,9 +378,9 @@ impl From<FileHandles> for InodeFileHandles {
 pub enum Negotiation {
     /// Not offered.
     Never,
-    /// Offered, and done without where the guest has no use for it.
+    /// Offered; guests that do not support it go without.
     Auto,
-    /// Insisted on: a guest without it cannot mount.
+    /// Required: guests that do not support it cannot mount.
     Always,
 }
 
@@ -401,24 +397,24 @@ impl From<Negotiation> for Wanted {
 /// `--sandbox`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Sandbox {
-    /// Namespaces of its own, with nothing but the shared directory.
+    /// In its own namespaces, with nothing but the shared directory.
     Namespace,
-    /// The shared directory as its root; for root only.
+    /// With the shared directory as its root directory; for root only.
     Chroot,
-    /// Nothing: it sees what its user may see.
+    /// Not at all: it has access to everything that its user has access to.
     None,
 }
 
 /// `--seccomp`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Seccomp {
-    /// It is carried out: there is no filter.
+    /// No filter: they are carried out.
     None,
-    /// The process ends.
+    /// End the process.
     Kill,
-    /// The kernel logs it and carries it out.
+    /// Log them and carry them out.
     Log,
-    /// The process gets the signal SIGSYS.
+    /// Send SIGSYS to the process.
     Trap,
 }
 
@@ -436,6 +432,6 @@ pub enum MigrationMode {
 pub enum MigrationOnError {
     /// The migration fails.
     Abort,
-    /// The guest meets an error when it uses the file.
+    /// The guest gets an error when it uses the file.
     GuestError,
 }
