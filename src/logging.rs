@@ -144,7 +144,7 @@ impl<L: Log> Limited<L> {
                     .level(Level::Warn)
                     .target(module_path!())
                     .args(format_args!(
-                        "{left_out} lines before this one are not in the log: they came too fast"
+                        "{left_out} messages were suppressed by the rate limit"
                     ))
                     .build(),
             );
@@ -319,7 +319,7 @@ mod tests {
         test.lines();
         test.now += TIME_PER_LINE;
         test.log(Level::Warn, "any", 1);
-        let notice = "7 lines before this one are not in the log: they came too fast";
+        let notice = "7 messages were suppressed by the rate limit";
         assert_eq!(test.lines(), [notice, "line"]);
     }
 
@@ -333,7 +333,10 @@ mod tests {
         test.log(Level::Error, MILESTONE, 1);
         let lines = test.lines();
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].starts_with("3 lines before this one"), "{lines:?}");
+        assert!(
+            lines[0].starts_with("3 messages were suppressed"),
+            "{lines:?}"
+        );
     }
 
     #[test]
@@ -342,7 +345,7 @@ mod tests {
         test.log(Level::Warn, "any", 1000);
         test.lines();
         test.log(Level::Info, MILESTONE, 1);
-        let notice = "900 lines before this one are not in the log: they came too fast";
+        let notice = "900 messages were suppressed by the rate limit";
         assert_eq!(test.lines(), [notice, "line"]);
     }
 

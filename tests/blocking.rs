@@ -678,7 +678,7 @@ fn the_operator_is_told_what_keeps_a_queue_from_stopping() {
         let stopped = scope.spawn(move || vmm.stop_queue(queue));
         session
             .daemon
-            .expect_log("queue 1 is to stop and waits for 1 requests");
+            .expect_log("queue 1 is stopping and waits for 1 requests");
         disk.thaw();
         stopped.join().unwrap();
     });

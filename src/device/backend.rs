@@ -104,7 +104,7 @@ pub struct Device<F: FileSystem> {
     exit_events: Mutex<Vec<RawFd>>,
     migrate: Arc<dyn Migrate>,
     transfer: StateTransfer,
-    /// When requests were last found to have a file system that does not answer.
+    /// When a queue last waited for as long as it may.
     gave_up: Mutex<Option<Instant>>,
     /// The working directory of every thread that serves.
     thread_directory: OwnedFd,
@@ -146,14 +146,14 @@ const LOCK_HELPERS: HelperKind = HelperKind {
     overflow: Overflow::IsRefused,
 };
 
-/// How long a queue that is to stop is waited for. Who freezes a file system for a
-/// snapshot thaws it in less.
+/// The longest time that a stopping queue waits for its requests. A snapshot freezes a
+/// file system for less.
 const LONGEST_DRAIN: Duration = Duration::from_secs(5);
 
-/// The same, just after another queue was.
+/// The same shortly after another queue of the device has waited that long.
 const SHORT_DRAIN: Duration = Duration::from_millis(100);
 
-/// The queues of a device are stopped in so much time.
+/// The time within which all queues of a device are stopped.
 const ONE_STOP: Duration = Duration::from_secs(10);
 
 impl Serving {

@@ -26,7 +26,8 @@ struct Table {
     heads: Vec<Option<u16>>,
     free: Vec<u32>,
     count: usize,
-    /// Somebody waits for their end; to tell nobody is a system call too.
+    /// Whether a thread waits for the end of all; checked because `notify_all` costs a
+    /// system call.
     is_awaited: bool,
 }
 

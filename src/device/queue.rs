@@ -30,14 +30,13 @@ use crate::guest::{GuestMemory, SharedMemory, View, memory_is_lost};
 use crate::server::{MustWait, Server};
 use crate::sys::sync::lock;
 
-/// How long a queue that is to stop is waited for before requests that wait for
-/// locks are looked for again.
+/// Interval at which a stopping queue interrupts requests that block on locks again.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(10);
 
-/// After so long the operator is told what a queue that is to stop waits for.
+/// Time after which the log says what a stopping queue waits for.
 const LONG_STOP: Duration = Duration::from_secs(2);
 
-/// No request was ever heard, and nothing said of that.
+/// True until the first request arrives or the warning about its absence is logged.
 static SILENCE: AtomicBool = AtomicBool::new(true);
 
 /// QEMU 7.2 kicks each queue twice by itself when it starts the device.
@@ -212,8 +211,8 @@ impl Queue {
 
     fn say_what_stops(&self, left: Duration) {
         log::warn!(
-            "queue {} is to stop and waits for {} requests whose file system does not answer; \
-             thaw it, or unmount it by force, or the guest gets an I/O error in {} s",
+            "queue {} is stopping and waits for {} requests whose file system does not respond; \
+             thaw it or unmount it by force, or they fail with an I/O error in {} s",
             self.index,
             self.in_flight.count().max(1),
             left.as_secs_f32().ceil()
@@ -239,8 +238,8 @@ impl Queue {
         let mut state = vring.get_mut();
         let heads = self.in_flight.give_up();
         log::warn!(
-            "queue {}: {} requests whose file system does not answer fail with an I/O error, as \
-             the front end stops the queue; what they ask for may still be done",
+            "queue {}: {} requests whose file system does not respond failed with an I/O error, \
+             because the front end stops the queue; the host may still carry them out",
             self.index,
             heads.len()
         );
@@ -263,8 +262,8 @@ impl Queue {
         self.idle_kicks.store(kicks, Ordering::Relaxed);
         if kicks > OWN_KICKS && SILENCE.swap(false, Ordering::Relaxed) {
             log::warn!(
-                "the guest says that queue {} has a request, but there is none; if its mount \
-                 hangs, its memory is not shared: give QEMU's memory backend share=on",
+                "queue {} was kicked but is empty; if the guest's mount hangs, its memory is not \
+                 shared: give QEMU's memory backend share=on",
                 self.index
             );
         }

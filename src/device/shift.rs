@@ -60,7 +60,7 @@ pub(super) struct Shift {
     taken: AtomicUsize,
     /// Chains that were taken by a thread before, and not begun.
     left: Mutex<Vec<u16>>,
-    /// Threads that wait for the end; to tell nobody is a system call too.
+    /// Threads that wait for the end; checked because `notify_all` costs a system call.
     waiting: AtomicUsize,
     ends_lock: Mutex<()>,
     ends: Condvar,

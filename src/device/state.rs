@@ -92,7 +92,7 @@ impl StateTransfer {
     /// When it failed, which was logged, and when there is none.
     pub(super) fn check(&self) -> io::Result<()> {
         let Some(transfer) = lock(&self.running).take() else {
-            let text = "the front end asks for the result of a state transfer that there is not";
+            let text = "the front end asked for a result, but no state transfer is running";
             log::error!("{text}");
             return Err(io::Error::other(text));
         };

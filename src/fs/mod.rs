@@ -31,8 +31,7 @@ pub enum Patience {
     Storage,
     /// The same, and the locks of others, which may be for ever.
     Locks,
-    /// Disks and servers. As many requests as may be wait for locks already: one
-    /// more gets `ENOLCK`.
+    /// Like `Storage`, but the lock threads are exhausted: SETLKW fails with `ENOLCK`.
     StorageOnly,
 }
 

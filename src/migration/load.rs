@@ -175,7 +175,7 @@ fn restore(
     }
     restore.handles(config)?;
     if lost > 0 {
-        log::warn!("{lost} of the guest's inodes were not found: it gets an error for them");
+        log::warn!("{lost} inodes could not be found; the guest will get errors for them");
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The host side: a directory tree of the host, served as it is.
 //!
-//! Every node that the guest holds is an `O_PATH` descriptor; names are only
-//! ever resolved one at a time beneath one of them, so a path that the guest
-//! could bend does not exist. What runs on behalf of a guest's user is done as
+//! A node that the guest holds is a file handle, an `O_PATH` descriptor or a name in
+//! another node (`inodes`). Names are only ever resolved one at a time beneath a
+//! descriptor, so a path that the guest could redirect does not exist. What runs on behalf of a guest's user is done as
 //! that user (`credentials`); the guest's own kernel has checked permissions
 //! before it asks.
 
@@ -257,7 +257,7 @@ impl Shares {
     }
 }
 
-/// So many directories are open at a time in most work on a tree.
+/// Covers the directories that are in use at once in typical tree walks.
 const MAX_RECENT: usize = 256;
 
 impl fs::Session for Passthrough {

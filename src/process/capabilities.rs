@@ -120,7 +120,7 @@ pub fn reduce(kept: Kept) -> anyhow::Result<()> {
         permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).context("cannot give up capabilities")
+    set_capabilities(None, sets).context("cannot drop capabilities")
 }
 
 fn reduce_bounding_set(kept: CapabilitySet) -> anyhow::Result<()> {
@@ -143,7 +143,7 @@ fn reduce_bounding_set(kept: CapabilitySet) -> anyhow::Result<()> {
             }
             Err(errno) => {
                 return Err(errno)
-                    .with_context(|| format!("cannot give up {} for good", list(one)));
+                    .with_context(|| format!("cannot drop {} from the bounding set", list(one)));
             }
         }
     }

@@ -122,7 +122,7 @@ fn follow_to_the_end(mut parent: UnixStream) -> anyhow::Result<Outside> {
     // Whatever may be going on: there is nothing to be tidied up in here. Not
     // before the user is changed, which would make the kernel forget it.
     set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .context("cannot follow the process outside of the sandbox to its end")?;
+        .context("cannot set the parent-death signal")?;
     // It may have ended before that line.
     parent
         .write_all(&[0])

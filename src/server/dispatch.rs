@@ -154,7 +154,7 @@ impl<F: FileSystem> Server<F> {
                 WARNED.call_once(|| {
                     log::error!(
                         "the guest speaks FUSE {}.{}, but 7.27 is needed: \
-                         use a kernel of 4.20 or newer",
+                         use Linux 5.4 or newer",
                         args.major,
                         args.minor
                     );

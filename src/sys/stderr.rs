@@ -56,7 +56,7 @@ impl<W: Write + AsFd> Write for NeverWaits<W> {
             let dropped = self.dropped;
             let _ = writeln!(
                 text,
-                "virtiofsd: {dropped} lines before this one are not here: nobody read them"
+                "virtiofsd: {dropped} messages were dropped because the reader was too slow"
             );
         }
         text.extend_from_slice(line);
@@ -112,7 +112,7 @@ mod tests {
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         let notice =
-            format!("virtiofsd: {dropped} lines before this one are not here: nobody read them");
+            format!("virtiofsd: {dropped} messages were dropped because the reader was too slow");
         assert_eq!(rest.lines().collect::<Vec<_>>(), [notice.as_str(), "next"]);
     }
 

@@ -26,7 +26,7 @@ use crate::sys::file_handle::{name_to_handle, open_by_handle};
 use crate::sys::long_wait;
 use crate::sys::shared_fd::SharedFd;
 
-/// So often an inode is looked for whose names the guest changes meanwhile.
+/// Maximum retries when the guest renames what is being searched for.
 const MAX_LOOKS: usize = 8;
 
 /// Entries of a directory that are looked through for a file that the host has
@@ -36,13 +36,13 @@ const MAX_SEARCHED: usize = 10_000;
 /// Descriptors that are looked at to find one that can be closed.
 const MAX_TRIES: usize = 64;
 
-/// So many of them may be too young before one waits for them.
+/// How many of them may be too young before the thread waits for one.
 const MAX_YOUNG: usize = MAX_TRIES / 4;
 
 /// Opens the path of what a handle is of.
 const PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 
-/// What an inode is looked for by its name for.
+/// Why an inode is searched for by name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Purpose {
     /// For what the guest asks of it.

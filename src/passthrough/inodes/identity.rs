@@ -65,8 +65,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// between them.
 pub(in crate::passthrough) const BIRTHS_DIFFER: Duration = TICK.saturating_mul(2);
 
-/// So long after its birth a file that is looked at then is settled: the time that
-/// is read is that of the last tick.
+/// Minimum age at which a birth time identifies a file; includes one tick of the coarse
+/// clock.
 pub(in crate::passthrough) const SETTLED_AFTER: Duration = BIRTHS_DIFFER.saturating_add(TICK);
 
 /// A file as the host shows it.
