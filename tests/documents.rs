@@ -157,12 +157,13 @@ fn the_readme_has_a_line_for_every_option() {
 
 // Commands in the documents
 
-/// README.md and everything in doc, with names.
+/// README.md, CONTRIBUTING.md and everything in doc, with names.
 fn documents() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let entries = fs::read_dir(folder.join("doc")).unwrap();
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.push(folder.join("README.md"));
+    paths.push(folder.join("CONTRIBUTING.md"));
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     let named = |path: std::path::PathBuf| {
         let text = fs::read_to_string(&path).unwrap();
@@ -432,6 +433,11 @@ const RUN_BY: &[(&str, &str, &str)] = &[
     ),
     ("unshare -r", "tests/unprivileged.rs", "unshare -r"),
     ("tests/run", ".ci/run", "tests/run"),
+    (
+        "cargo doc --document-private-items",
+        "tests/run",
+        "cargo doc --no-deps --document-private-items",
+    ),
     ("make install", "tests/install.rs", "\"install\""),
     ("make uninstall", "tests/install.rs", "\"uninstall\""),
     ("make deb", "tests/package.rs", "\"deb\""),

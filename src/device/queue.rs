@@ -3,8 +3,20 @@
 //!
 //! The queue's indexes change only under the vring's own lock, which is never
 //! held while a request is served. Which thread serves is kept in `shift`, and what is
-//! served beside the queue in `in_flight`; whoever stops the queue waits for both. What
-//! is not done by then, because its file system does not answer, fails with `EIO`.
+//! served beside the queue in `in_flight`.
+//!
+//! Stopping a queue (`GET_VRING_BASE`, device reset) waits for both; no new chains are
+//! taken, since the library has marked the ring as stopped before. Chains that were taken
+//! and not begun are given back to the ring. A chain has at most 32 MiB, and one
+//! COPY_FILE_RANGE copies at most 64 MiB, so that the wait is short, unless a file system
+//! does not respond: then the guest's memory is taken from the threads that are in a
+//! system call with it (`guest::renewal`), and their requests fail with `EIO`.
+//!
+//! The memory map is loaded again for each batch, after the available index was read:
+//! memory that the front end has just added may hold the buffers. The used index is read
+//! from the ring when a request is handed back, because the library sets its own copy
+//! when the front end sends the addresses of a running ring again, as QEMU does when it
+//! switches dirty logging.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -815,8 +827,7 @@ fn fail<F: FileSystem>(device: &Common<F>, state: &mut State, head: u16) {
 
 fn publish(state: &mut State, ring: &Ring<'_>, done: Used) {
     let queue = state.get_queue_mut();
-    // Not the queue's own copy: the library may set that behind our back when
-    // the front end sends the addresses of a running ring again.
+    // Not the queue's own copy, see above.
     let old = ring.used_index();
     let new = ring.publish(old, done);
     queue.set_next_used(new);

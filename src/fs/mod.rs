@@ -23,6 +23,20 @@ use crate::id::{HandleId, NodeId};
 pub type Result<T> = std::result::Result<T, Errno>;
 
 /// What the thread that serves a request may wait for.
+///
+/// What has to wait, and so returns [`Failure::MustWait`] to a thread that may not:
+///
+/// * SYNCFS, FALLOCATE and COPY_FILE_RANGE always, FSYNC and FSYNCDIR unless the file
+///   system is in memory (the last column of the table in `fuse::opcode`);
+/// * a READ of what is not in the host's page cache, tried with `RWF_NOWAIT`;
+/// * a WRITE that is synchronous, direct or larger than 1 MiB, or to a file where one took
+///   more than 2 ms a moment ago: the host makes writers wait whose disk does not keep up;
+/// * everything but FORGET on a remote file system (FUSE, NFS, CIFS, 9p and the like, by
+///   `statfs(2)`), except a READ that it can answer from its cache. The LOOKUP of its
+///   mount point is recognised by the number of the mount, which the kernel gives without
+///   asking the server;
+/// * an OPEN, or a SETATTR of the size, of a file of which a process of the host has a
+///   lease, tried with `O_NONBLOCK`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Patience {
     /// Nothing: other requests are behind this one.
