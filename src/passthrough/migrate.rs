@@ -117,7 +117,7 @@ impl Passthrough {
     /// # Errors
     /// Those of `fcntl(2)`.
     pub fn open_handles(&self) -> Result<Vec<OpenHandle>> {
-        let all = self.handles.all().into_iter();
+        let all = self.files.handles.all().into_iter();
         all.map(|(id, handle)| {
             Ok(OpenHandle {
                 id,
@@ -130,7 +130,7 @@ impl Passthrough {
 
     /// The next numbers of a node and of a handle.
     pub fn next_numbers(&self) -> (u64, u64) {
-        (self.inodes.store.next_id(), self.handles.next_id())
+        (self.inodes.store.next_id(), self.files.handles.next_id())
     }
 
     /// What INIT settled: bits of `fuse::flags::init`.
@@ -187,7 +187,7 @@ impl Passthrough {
             }
             _ => return Err(Errno::PERM),
         };
-        self.handles.restore(saved.id, handle);
+        self.files.handles.restore(saved.id, handle);
         Ok(())
     }
 
@@ -195,7 +195,7 @@ impl Passthrough {
     /// these features.
     pub fn restore_session(&self, next_node: u64, next_handle: u64, features: u64) {
         self.inodes.store.give_from(next_node);
-        self.handles.give_from(next_handle);
+        self.files.handles.give_from(next_handle);
         self.features.store(features, Ordering::Relaxed);
     }
 }

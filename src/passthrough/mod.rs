@@ -16,11 +16,11 @@ mod stat;
 mod tracker;
 mod users;
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -29,18 +29,14 @@ use rustix::fs::{CWD, Mode, OFlags, readlinkat};
 
 use crate::config::{CachePolicy, Config, InodeFileHandles, Wanted};
 use crate::fs::{self, Result, Usage};
-use crate::fuse::extensions::Extensions;
 use crate::fuse::flags::init;
-use crate::fuse::op::Caller;
 use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 use crate::sys::shared_fd::SharedFd;
 use crate::sys::thread::{self, Masked};
-use attributes::xattr;
 use attributes::xattr_map::XattrMap;
-use files::handles::Handles;
-use files::listings::Listings;
-use files::locks::Locks;
+use attributes::{Xattrs, xattr};
+use files::Files;
 use inodes::Inodes;
 use inodes::directory_cache::RecentDirectories;
 use inodes::fd_budget::{FdBudget, Place};
@@ -50,8 +46,8 @@ use inodes::inode::Held;
 use inodes::mounts::Mounts;
 use inodes::store::InodeStore;
 use tracker::Tracking;
-use users::credentials::{AsGuest, Credentials};
-use users::privileges;
+use users::credentials::Credentials;
+use users::{Users, privileges};
 
 pub use inodes::identity::InodeKey;
 pub use inodes::inode::{Inode, Node};
@@ -64,22 +60,14 @@ pub use users::id_map::IdMaps;
 #[derive(Debug)]
 pub struct Passthrough {
     config: Config,
-    credentials: Credentials,
-    ids: IdMaps,
+    users: Users,
     inodes: Inodes,
-    handles: Handles,
-    listings: Listings,
-    xattr_names: XattrMap,
-    /// What the host calls the capabilities of a file, where it does not take
-    /// them for what they are.
-    renamed_capability: Option<CString>,
-    locks: Locks,
+    files: Files,
+    xattrs: Xattrs,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
     /// Who is told of names while a migration is prepared.
     tracking: Tracking,
-    /// Reads and writes for which the kernel holds pages of the guest's memory.
-    direct_io: AtomicUsize,
 }
 
 impl Passthrough {
@@ -138,11 +126,12 @@ impl Passthrough {
         }
         let handles = config.inode_file_handles;
         Ok(Self {
-            renamed_capability: privileges::renamed_capability(&xattr_names),
-            xattr_names,
+            xattrs: Xattrs {
+                renamed_capability: privileges::renamed_capability(&xattr_names),
+                names: xattr_names,
+            },
             config,
-            credentials,
-            ids,
+            users: Users { credentials, ids },
             inodes: Inodes {
                 store: InodeStore::new(root, Arc::clone(&budget), shares.paths),
                 mounts,
@@ -151,12 +140,9 @@ impl Passthrough {
                 proc_self_fd,
                 handles,
             },
-            handles: Handles::new(),
-            listings: Listings::default(),
-            locks: Locks::default(),
+            files: Files::new(),
             features: AtomicU64::new(0),
             tracking: Tracking::default(),
-            direct_io: AtomicUsize::new(0),
         })
     }
 
@@ -178,7 +164,7 @@ impl Passthrough {
 
     fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
         self.inodes.path_of(inode).or_else(|errno| {
-            let handle = self.handles.some_of(inode.id()).ok_or(errno)?;
+            let handle = self.files.handles.some_of(inode.id()).ok_or(errno)?;
             SharedFd::new(self.inodes.reopen(handle.as_fd(), OFlags::PATH)?)
         })
     }
@@ -188,7 +174,7 @@ impl Passthrough {
     /// # Errors
     /// `ENFILE` when there is none.
     fn place(&self) -> Result<Place> {
-        self.inodes.place(|| self.listings.close_one())
+        self.inodes.place(|| self.files.listings.close_one())
     }
 
     /// What the host shows of an inode. One that is held by a handle is not opened
@@ -198,14 +184,6 @@ impl Passthrough {
             Some(found) => Ok(found),
             None => self.inodes.identify(&self.node(id)?),
         }
-    }
-
-    /// Makes the calling thread act as the guest's user until the guard drops.
-    fn act_as(&self, who: &Caller, extensions: &Extensions<'_>) -> Result<AsGuest<'_>> {
-        let who = self.ids.host_ids(who)?;
-        let group = extensions.supplementary_group;
-        let group = group.map(|group| self.ids.host_gid(group)).transpose()?;
-        self.credentials.assume(who, group)
     }
 
     /// Applies the umask of a process in the guest until the guard drops, if the
@@ -314,9 +292,7 @@ impl fs::Session for Passthrough {
     }
 
     fn stop(&self) {
-        self.handles.clear();
-        self.listings.clear();
-        self.locks.clear();
+        self.files.clear();
         self.inodes.clear();
         self.features.store(0, Ordering::Relaxed);
     }
@@ -325,7 +301,7 @@ impl fs::Session for Passthrough {
         let (descriptors, descriptor_limit) = self.inodes.budget.usage();
         Usage {
             inodes: self.inodes.store.count(),
-            handles: self.handles.count(),
+            handles: self.files.handles.count(),
             descriptors,
             descriptor_limit,
         }
@@ -339,7 +315,7 @@ impl fs::Session for Passthrough {
     }
 
     fn pins_memory(&self) -> bool {
-        self.direct_io.load(Ordering::Relaxed) > 0
+        self.files.direct_io.load(Ordering::Relaxed) > 0
     }
 
     fn is_slow(&self, node: NodeId) -> bool {

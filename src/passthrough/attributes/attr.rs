@@ -68,7 +68,7 @@ impl fs::Attrs for Passthrough {
     fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attributes> {
         // What is open tells it without being opened first.
         let found = match handle {
-            Some(handle) => identify(self.handles.any(node, handle)?.as_fd())?,
+            Some(handle) => identify(self.files.handles.any(node, handle)?.as_fd())?,
             None => self.identify_inode(node)?,
         };
         Ok(self.attributes_of(&found))
@@ -91,7 +91,7 @@ impl fs::Attrs for Passthrough {
             inode => inode?,
         };
         args.handle
-            .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
+            .map_or(Ok(()), |handle| self.files.handles.check(node, handle))?;
         // Before anything changes: it may have to wait.
         let to_truncate = match args.size {
             Some(_) => Some(self.file_to_truncate(&inode, args, patience)?),
@@ -136,12 +136,12 @@ impl fs::Attrs for Passthrough {
     fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut> {
         let inode = self.node(node)?;
         args.handle
-            .map_or(Ok(()), |handle| self.handles.check(node, handle))?;
+            .map_or(Ok(()), |handle| self.files.handles.check(node, handle))?;
         let sync = AtFlags::from_bits_retain(args.sync);
         let asked = StatxFlags::from_bits_retain(args.mask & (statx::BASIC_STATS | statx::BTIME));
         let flags = sync | AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
         let stat = rustix::fs::statx(&inode, c"", flags, asked)?;
-        let found = self.ids.guest_attr(from_statx(&stat));
+        let found = self.users.ids.guest_attr(from_statx(&stat));
         Ok(given(&stat, &found, asked, self.timeout()))
     }
 
@@ -151,7 +151,7 @@ impl fs::Attrs for Passthrough {
         if mask & !MAY_ALL != 0 {
             return Err(Errno::INVAL);
         }
-        let who = self.ids.host_ids(who)?;
+        let who = self.users.ids.host_ids(who)?;
         let shift = if who.uid.as_raw() == attr.uid {
             6
         } else if who.gid.as_raw() == attr.gid {
@@ -195,8 +195,14 @@ impl fs::Attrs for Passthrough {
 
 impl Passthrough {
     fn chown(&self, inode: &Node, args: &SetattrArgs) -> Result<()> {
-        let uid = args.uid.map(|uid| self.ids.host_uid(uid)).transpose()?;
-        let gid = args.gid.map(|gid| self.ids.host_gid(gid)).transpose()?;
+        let uid = args
+            .uid
+            .map(|uid| self.users.ids.host_uid(uid))
+            .transpose()?;
+        let gid = args
+            .gid
+            .map(|gid| self.users.ids.host_gid(gid))
+            .transpose()?;
         rustix::fs::chownat(inode, c"", uid, gid, AtFlags::EMPTY_PATH)
     }
 
@@ -224,7 +230,9 @@ impl Passthrough {
         patience: Patience,
     ) -> Waiting<ToTruncate> {
         if let Some(handle) = args.handle {
-            return Ok(ToTruncate::Handle(self.handles.file(inode.id(), handle)?));
+            return Ok(ToTruncate::Handle(
+                self.files.handles.file(inode.id(), handle)?,
+            ));
         }
         match inode.kind() {
             FileType::RegularFile => {}

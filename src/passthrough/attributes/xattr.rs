@@ -191,7 +191,7 @@ impl Passthrough {
         if self.is_hidden(name.to_bytes()) {
             return Err(Errno::NOTSUP);
         }
-        let host = self.xattr_names.to_host(name)?;
+        let host = self.xattrs.names.to_host(name)?;
         if self.is_hidden(host.to_bytes()) {
             return Err(Errno::NOTSUP);
         }
@@ -215,13 +215,13 @@ impl Passthrough {
         path: &CStr,
     ) -> Result<(Option<AsGuest<'_>>, WithoutFsetid<'_>)> {
         // A daemon without the capability cannot keep it in any group but its own.
-        let outside = if self.credentials.may_keep_set_id() {
+        let outside = if self.users.credentials.may_keep_set_id() {
             let gid = Gid::from_raw(rustix::fs::stat(path)?.st_gid);
-            self.credentials.outside_of(gid)?
+            self.users.credentials.outside_of(gid)?
         } else {
             None
         };
-        Ok((outside, self.credentials.without_fsetid()?))
+        Ok((outside, self.users.credentials.without_fsetid()?))
     }
 
     /// The names as the guest may see them, each with a NUL behind it; of a list
@@ -237,7 +237,7 @@ impl Passthrough {
     /// with NUL.
     fn guest_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
         let bare = |name: &'n [u8]| name.strip_suffix(b"\0").unwrap_or(name);
-        let guest = self.xattr_names.to_guest(name)?;
+        let guest = self.xattrs.names.to_guest(name)?;
         let is_nameless = bare(guest).is_empty();
         (!is_nameless && !self.is_hidden(bare(name)) && !self.is_hidden(bare(guest)))
             .then_some(guest)

@@ -116,7 +116,7 @@ impl fs::Data for Passthrough {
         into: &mut Writable<'_>,
         patience: Patience,
     ) -> Waiting<()> {
-        let file = self.handles.file(node, args.handle)?;
+        let file = self.files.handles.file(node, args.handle)?;
         let mut flags = match patience {
             Patience::Nothing => flags_of_impatient_read(&file)?,
             Patience::Storage | Patience::Locks | Patience::StorageOnly => 0,
@@ -161,7 +161,7 @@ impl fs::Data for Passthrough {
         from: &mut Readable<'_>,
         patience: Patience,
     ) -> Waiting<u32> {
-        let file = self.handles.file(node, args.handle)?;
+        let file = self.files.handles.file(node, args.handle)?;
         let begun = (args.size >= TIMED_WRITE_BYTES).then(Instant::now);
         if patience == Patience::Nothing && write_waits(&file, args) {
             return Err(must_wait(&file));
@@ -205,12 +205,12 @@ impl fs::Data for Passthrough {
     }
 
     fn fsync(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
-        sync(self.handles.file(node, handle)?.as_fd(), data_only)
+        sync(self.files.handles.file(node, handle)?.as_fd(), data_only)
     }
 
     /// LSEEK: asked for holes and data only, but any position is harmless.
     fn lseek(&self, node: NodeId, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
-        let file = self.handles.file(node, handle)?;
+        let file = self.files.handles.file(node, handle)?;
         let signed = offset.cast_signed();
         let to = match whence.cast_signed() {
             libc::SEEK_SET => SeekFrom::Start(offset),
@@ -224,7 +224,7 @@ impl fs::Data for Passthrough {
     }
 
     fn fallocate(&self, who: &Caller, node: NodeId, args: &FallocateArgs) -> Result<()> {
-        let file = self.handles.file(node, args.handle)?;
+        let file = self.files.handles.file(node, args.handle)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
         let set_id = self.set_id_without_flag(who);
         let _as_caller = self.drop_privileges_of(file.as_fd(), set_id)?;
@@ -236,8 +236,8 @@ impl fs::Data for Passthrough {
         if args.flags != 0 {
             return Err(Errno::INVAL);
         }
-        let from = self.handles.file(node, args.handle_in)?;
-        let to = self.handles.file(args.node_out, args.handle_out)?;
+        let from = self.files.handles.file(node, args.handle_in)?;
+        let to = self.files.handles.file(args.node_out, args.handle_out)?;
         let (mut offset_in, mut offset_out) = (args.offset_in, args.offset_out);
         let length = args.length.min(MAX_COPY_BYTES) as usize;
         let set_id = self.set_id_without_flag(who);
@@ -281,7 +281,7 @@ impl Passthrough {
     /// Counts a read or write for which the kernel holds pages of the guest's memory
     /// until it is done.
     fn pins_if_direct(&self, file: &Handle) -> Option<Pinned<'_>> {
-        (file.is_direct() && !file.kind().is_served()).then(|| Pinned::new(&self.direct_io))
+        (file.is_direct() && !file.kind().is_served()).then(|| Pinned::new(&self.files.direct_io))
     }
 
     /// How the host is to write: what a program of the guest asked for, as far as the
@@ -325,7 +325,7 @@ impl Passthrough {
             .filter_map(|mount| mount.open_file().map(rustix::fs::syncfs))
             .fold(Ok(()), Result::and);
         // Those of a mount of which nothing may be read.
-        let files = self.handles.all().into_iter();
+        let files = self.files.handles.all().into_iter();
         files
             .filter(|(_, file)| file.needs_flush())
             .map(|(_, file)| sync(file.as_fd(), false))

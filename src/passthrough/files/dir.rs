@@ -38,6 +38,7 @@ impl fs::Directories for Passthrough {
             .inodes
             .open(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let handle = self
+            .files
             .handles
             .insert(Handle::directory(node, place.hold(directory)));
         Ok(Opened {
@@ -49,15 +50,15 @@ impl fs::Directories for Passthrough {
     fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
         let inode = self.node(node)?;
         if !self.is_unopened(args.handle) {
-            let handle = self.handles.directory(node, args.handle)?;
+            let handle = self.files.handles.directory(node, args.handle)?;
             return self.read_on(&inode, &handle, args.offset, into).map(drop);
         }
-        let handle = match self.listings.take(node, args.offset) {
+        let handle = match self.files.listings.take(node, args.offset) {
             Some(handle) => handle,
             None => self.open_unopened(&inode)?,
         };
         match self.read_on(&inode, &handle, args.offset, into)? {
-            Some(next) if !into.is_empty() => self.listings.keep(handle, next),
+            Some(next) if !into.is_empty() => self.files.listings.keep(handle, next),
             // The guest is at the end.
             _ => {}
         }
@@ -65,7 +66,7 @@ impl fs::Directories for Passthrough {
     }
 
     fn releasedir(&self, node: NodeId, handle: HandleId) -> Result<()> {
-        self.handles.remove(node, handle)
+        self.files.handles.remove(node, handle)
     }
 
     fn fsyncdir(&self, node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
@@ -117,7 +118,7 @@ impl Passthrough {
         if self.is_unopened(handle) {
             return self.open_unopened(&self.node(node)?).map(Arc::new);
         }
-        self.handles.directory(node, handle)
+        self.files.handles.directory(node, handle)
     }
 
     /// Packs entries from the stream's position on.

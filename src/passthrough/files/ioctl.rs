@@ -99,6 +99,7 @@ impl fs::Ioctl for Passthrough {
     /// IOCTL; gives what the command reads.
     fn ioctl(&self, node: NodeId, args: &IoctlArgs<'_>) -> Result<Vec<u8>> {
         let file = self
+            .files
             .handles
             .file(node, args.handle)
             .or_else(|_| self.directory_of(node, args.handle))?;

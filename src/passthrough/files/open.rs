@@ -104,7 +104,7 @@ impl fs::Files for Passthrough {
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let place = self.place()?;
         let create = |name: &CStr, flags| {
-            let _as_guest = self.act_as(who, &args.extensions)?;
+            let _as_guest = self.users.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;
             rustix::fs::openat(&parent, name, flags, mode)
         };
@@ -138,7 +138,7 @@ impl fs::Files for Passthrough {
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
         let place = self.place()?;
         let file = {
-            let _as_guest = self.act_as(who, &args.extensions)?;
+            let _as_guest = self.users.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;
             rustix::fs::openat(&parent, c".", flags, mode)?
         };
@@ -154,22 +154,22 @@ impl fs::Files for Passthrough {
     }
 
     fn release(&self, node: NodeId, handle: HandleId, unlocks: bool) -> Result<()> {
-        self.locks.end_handle(node, handle);
+        self.files.locks.end_handle(node, handle);
         if unlocks {
             // A request that waits by this handle would keep the file open.
-            let file = self.handles.file(node, handle)?;
+            let file = self.files.handles.file(node, handle)?;
             rustix::fs::flock(file.as_fd(), FlockOperation::Unlock)?;
         }
-        self.handles.remove(node, handle)
+        self.files.handles.remove(node, handle)
     }
 
     /// Closing a copy makes the host report what it has kept back.
     fn flush(&self, node: NodeId, handle: HandleId, owner: LockOwner) -> Result<()> {
-        let flushed = self
-            .handles
-            .file(node, handle)
-            .and_then(|file| crate::sys::close(rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?));
-        self.locks.end_owner(node, owner);
+        let flushed =
+            self.files.handles.file(node, handle).and_then(|file| {
+                crate::sys::close(rustix::io::fcntl_dupfd_cloexec(file.as_fd(), 0)?)
+            });
+        self.files.locks.end_owner(node, owner);
         flushed
     }
 }
@@ -213,7 +213,7 @@ impl Passthrough {
             flags |= flags::open::NOFLUSH;
         }
         Opened {
-            handle: self.handles.insert(handle),
+            handle: self.files.handles.insert(handle),
             flags,
         }
     }

@@ -156,7 +156,7 @@ impl Passthrough {
         let parent = self.node(parent)?;
         let name = new.name.as_c_str();
         let make = |name: &CStr| {
-            let _as_guest = self.act_as(who, &new.extensions)?;
+            let _as_guest = self.users.act_as(who, &new.extensions)?;
             let _masked = self.masked_by(new.umask)?;
             call(&parent, name)
         };

@@ -30,9 +30,10 @@ impl fs::Lookup for Passthrough {
             // Who puts it there now finds it forgotten, and takes it out again.
             self.inodes.recent.remove(node);
             if self.has(init::NO_OPENDIR) {
-                self.listings.remove(node);
+                self.files.listings.remove(node);
             }
-            self.locks
+            self.files
+                .locks
                 .end_forgotten(node, || self.inodes.store.get(node).is_none());
             self.tracking.tell(|tracker| {
                 if self.inodes.store.get(node).is_none() {
@@ -98,7 +99,7 @@ impl Passthrough {
     /// The attributes of a file.
     pub(in crate::passthrough) fn attributes_of(&self, found: &Found) -> Attributes {
         Attributes {
-            attr: self.ids.guest_attr(found.attr),
+            attr: self.users.ids.guest_attr(found.attr),
             timeout: self.timeout(),
         }
     }

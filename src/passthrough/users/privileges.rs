@@ -49,7 +49,7 @@ impl Passthrough {
         set_id: SetId,
     ) -> Result<Option<AsWriter<'_>>> {
         self.drop_renamed_capability(file)?;
-        if set_id == SetId::Keep || !self.credentials.may_keep_set_id() {
+        if set_id == SetId::Keep || !self.users.credentials.may_keep_set_id() {
             return Ok(None);
         }
         // Looking first is cheaper than changing the thread's capabilities
@@ -61,11 +61,13 @@ impl Passthrough {
         }
         // A set-group-id bit that is to stay goes when a stranger writes.
         let in_group = if left & SET_GROUP_ID != 0 {
-            self.credentials.inside_of(Gid::from_raw(stat.st_gid))?
+            self.users
+                .credentials
+                .inside_of(Gid::from_raw(stat.st_gid))?
         } else {
             None
         };
-        Ok(Some((in_group, self.credentials.without_fsetid()?)))
+        Ok(Some((in_group, self.users.credentials.without_fsetid()?)))
     }
 
     /// SETATTR that sets nothing. So a guest's kernel that leaves set-id bits to the
@@ -126,7 +128,7 @@ impl Passthrough {
         &self,
         file: BorrowedFd<'_>,
     ) -> Result<()> {
-        let Some(name) = &self.renamed_capability else {
+        let Some(name) = &self.xattrs.renamed_capability else {
             return Ok(());
         };
         self.with_xattr_path(file, |path| match rustix::fs::removexattr(path, name) {

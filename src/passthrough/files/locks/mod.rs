@@ -225,21 +225,21 @@ fn let_go(held: Held) {
 impl fs::Locks for Passthrough {
     fn getlk(&self, node: NodeId, args: &LockArgs) -> Result<FileLock> {
         self.keeps_locks(args)?;
-        let handle = self.handles.file(node, args.handle)?;
+        let handle = self.files.handles.file(node, args.handle)?;
         let Some(kind) = args.kind.filter(|_| !args.is_flock) else {
             return Err(Errno::INVAL);
         };
         // Through the owner's own file, with which its own locks do not conflict.
-        if let Some(found) = self.locks.in_the_way(node, args, kind) {
+        if let Some(found) = self.files.locks.in_the_way(node, args, kind) {
             return Ok(found);
         }
         let wanted = to_host(args.range, Some(kind));
-        let found = match self.locks.file_of(node, args.owner) {
+        let found = match self.files.locks.file_of(node, args.owner) {
             Some((file, _)) => conflicting_record_lock(file.as_fd(), wanted)?,
             None => conflicting_record_lock(handle.as_fd(), wanted)?,
         };
         Ok(match found {
-            Some(found) => self.locks.describe(node, args.owner, found),
+            Some(found) => self.files.locks.describe(node, args.owner, found),
             None => FileLock {
                 start: args.range.start,
                 end: args.range.end,
@@ -257,7 +257,7 @@ impl fs::Locks for Passthrough {
         patience: Patience,
     ) -> Waiting<()> {
         self.keeps_locks(args)?;
-        let handle = self.handles.file(node, args.handle)?;
+        let handle = self.files.handles.file(node, args.handle)?;
         if patience == Patience::Nothing && handle.kind().is_served() {
             return Err(Failure::MustWait(Wait::ForServer));
         }
@@ -269,11 +269,11 @@ impl fs::Locks for Passthrough {
     }
 
     fn interrupt(&self, request: u64) {
-        self.locks.interrupt(request);
+        self.files.locks.interrupt(request);
     }
 
     fn interrupt_all(&self) {
-        self.locks.interrupt_all();
+        self.files.locks.interrupt_all();
     }
 }
 
@@ -315,7 +315,7 @@ impl Passthrough {
             Err(Errno::AGAIN) => {
                 let request = may_wait(locking, patience)?;
                 let call = || rustix::fs::flock(handle.as_fd(), waiting);
-                Ok(self.locks.wait(request, None, call)?)
+                Ok(self.files.locks.wait(request, None, call)?)
             }
             result => Ok(result?),
         }
@@ -331,7 +331,7 @@ impl Passthrough {
     ) -> Waiting<()> {
         let changed = self.try_record_lock(node, handle, args, locking, patience);
         if let Err(Failure::Errno(_)) = changed {
-            self.locks.drop_unused(node, args.owner);
+            self.files.locks.drop_unused(node, args.owner);
         }
         changed
     }
@@ -345,14 +345,14 @@ impl Passthrough {
         patience: Patience,
     ) -> Waiting<()> {
         let Some(kind) = args.kind else {
-            let Some((file, _)) = self.locks.file_of(node, args.owner) else {
+            let Some((file, _)) = self.files.locks.file_of(node, args.owner) else {
                 return Ok(());
             };
             set_record_lock(file.as_fd(), to_host(args.range, None))?;
-            self.locks.record(node, args);
+            self.files.locks.record(node, args);
             return Ok(());
         };
-        if lock(&self.locks.table).ranges >= MAX_RANGES {
+        if lock(&self.files.locks.table).ranges >= MAX_RANGES {
             return Err(Errno::NOLCK.into());
         }
         let file = self.lock_file(node, handle, args)?;
@@ -367,11 +367,11 @@ impl Passthrough {
                     kind,
                 };
                 let call = || wait_for_record_lock(file.as_fd(), wanted);
-                self.locks.wait(request, Some(wish), call)?;
+                self.files.locks.wait(request, Some(wish), call)?;
             }
             result => result?,
         }
-        if !self.locks.record(node, args) {
+        if !self.files.locks.record(node, args) {
             // Another thread of the process closed the file meanwhile.
             set_record_lock(file.as_fd(), to_host(args.range, None))?;
             return Err(Errno::BADF.into());
@@ -382,12 +382,15 @@ impl Passthrough {
     /// The file by which an owner locks: as writable as the handle that it asks
     /// with.
     fn lock_file(&self, node: NodeId, handle: &Handle, args: &LockArgs) -> Result<Arc<GuestFd>> {
-        match self.locks.file_of(node, args.owner) {
+        match self.files.locks.file_of(node, args.owner) {
             Some((file, is_writable)) if is_writable || !handle.is_writable() => Ok(file),
             Some(_) => self.make_writable(node, handle, args),
             None => {
                 let opened = self.open_lock_file(handle)?;
-                self.locks.enter(node, args, opened).ok_or(Errno::NOLCK)
+                self.files
+                    .locks
+                    .enter(node, args, opened)
+                    .ok_or(Errno::NOLCK)
             }
         }
     }
@@ -431,14 +434,14 @@ impl Passthrough {
             is_handles,
         } = self.open_lock_file(handle)?;
         let file = Arc::new(file);
-        let ranges = match lock(&self.locks.table).held.get(&(node, args.owner)) {
+        let ranges = match lock(&self.files.locks.table).held.get(&(node, args.owner)) {
             Some(held) => held.ranges.clone(),
             None => return Err(Errno::BADF),
         };
         for (range, kind) in ranges {
             set_record_lock(file.as_fd(), to_host(range, Some(kind)))?;
         }
-        let mut table = lock(&self.locks.table);
+        let mut table = lock(&self.files.locks.table);
         let held = table.held.get_mut(&(node, args.owner)).ok_or(Errno::BADF)?;
         let old = std::mem::replace(&mut held.file, Arc::clone(&file));
         held.is_writable = is_writable;
