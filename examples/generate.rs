@@ -16,18 +16,18 @@ const REST_OF_THE_PAGE: &str = include_str!("../packaging/virtiofsd.1.in");
 
 fn main() -> io::Result<()> {
     match env::args_os().nth(1) {
-        Some(folder) => write_all(&PathBuf::from(folder)),
+        Some(directory) => write_all(&PathBuf::from(directory)),
         None => Err(io::Error::other("usage: generate FOLDER")),
     }
 }
 
-/// Writes everything into `folder`.
-pub fn write_all(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    fs::write(folder.join("virtiofsd.1"), manual_page()?)?;
-    fs::write(folder.join("virtiofsd.bash"), completions(Bash))?;
-    fs::write(folder.join("virtiofsd.fish"), completions(Fish))?;
-    fs::write(folder.join("_virtiofsd"), completions(Zsh))
+/// Writes everything into `directory`.
+pub fn write_all(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    fs::write(directory.join("virtiofsd.1"), manual_page()?)?;
+    fs::write(directory.join("virtiofsd.bash"), completions(Bash))?;
+    fs::write(directory.join("virtiofsd.fish"), completions(Fish))?;
+    fs::write(directory.join("_virtiofsd"), completions(Zsh))
 }
 
 /// The page `virtiofsd(1)`.

@@ -219,7 +219,7 @@ impl World {
                 let (parent, name) = self.place(path)?;
                 let (entry, open) = self.client().create(parent, name, *flags, *mode)?;
                 self.found.push(entry.nodeid);
-                // Another look-up of its own, for as long as it is open.
+                // Another lookup of its own, for as long as it is open.
                 let again = self.client().lookup(parent, name)?;
                 assert_eq!(again.nodeid, entry.nodeid);
                 self.files.last_mut().unwrap().node = entry.nodeid;

@@ -372,7 +372,7 @@ fn events_of_the_wrong_number_or_kind_are_refused() {
         "request with",
         "no event",
         "two events",
-        "a folder",
+        "a directory",
         "a device",
         "memory",
         BEYOND_LAST,
@@ -383,7 +383,7 @@ fn events_of_the_wrong_number_or_kind_are_refused() {
         for (kind, files) in [
             ("no event", vec![]),
             ("two events", vec![event(), event()]),
-            ("a folder", vec![folder()]),
+            ("a directory", vec![folder()]),
             ("a device", vec![null()]),
             ("memory", vec![memory(4096)]),
         ] {
@@ -461,7 +461,7 @@ fn memory_that_cannot_be_is_refused() {
             vec![[0, 1 << 46, 0, 0]],
             vec![memory(page)],
         ),
-        ("a folder", 1, vec![whole], vec![folder()]),
+        ("a directory", 1, vec![whole], vec![folder()]),
         ("a device", 1, vec![whole], vec![null()]),
         (
             "two at one place",

@@ -61,7 +61,7 @@ fn always_the_right_file(kind: &str) {
             let args = [&*handles, &*limit, threads, "--num-request-queues=1"];
             println!("{kind} {args:?}");
             let mut session = Session::over(host.share(), &args);
-            // Without handles and times of birth a file that is not open cannot be
+            // Without handles and birth times a file that is not open cannot be
             // told from one with its number.
             if kind != "fuse" || limit.ends_with("=0") {
                 the_host_changes_things(&mut session);
@@ -568,7 +568,7 @@ fn a_mount_without_handles_is_said_once_and_is_refused_where_they_are_mandatory(
     daemon.expect_log("file handles cannot be used here");
 }
 
-/// What one thread of the guest holds: look-ups by node.
+/// What one thread of the guest holds: lookups by node.
 #[derive(Default)]
 struct Held(HashMap<u64, u64>);
 
@@ -665,7 +665,7 @@ fn counts_are_exact_over_four_queues() {
             let ended = threads.into_iter().map(|thread| thread.join().unwrap());
             ended.collect()
         });
-        // All but one look-up of each node are given back, then the last one.
+        // All but one lookup of each node are given back, then the last one.
         let mut total = Held::default();
         for (node, count) in all_held.into_iter().flat_map(|held| held.0) {
             *total.0.entry(node).or_default() += count;
@@ -675,7 +675,7 @@ fn counts_are_exact_over_four_queues() {
             if count > 1 {
                 client.forget(node, count - 1);
             }
-            assert!(client.getattr(node).is_ok(), "one look-up is left");
+            assert!(client.getattr(node).is_ok(), "one lookup is left");
             client.forget(node, 1);
             assert_eq!(client.getattr(node).unwrap_err(), STALE);
         }

@@ -1225,7 +1225,7 @@ fn streams_that_references_wrote_load() {
                 daemon.expect_log("3 inodes could not be found");
                 continue;
             }
-            // The numbers that reference daemons gave, in the order of look-ups.
+            // The numbers that reference daemons gave, in the order of lookups.
             let mut client = Client::new(vmm.start_queue(REQUEST));
             assert_eq!(client.read(4, 0, 0, 20).unwrap(), b"inside a/b");
             assert_eq!(client.read(5, 1, 0, 20).unwrap(), b"at the top");

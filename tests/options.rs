@@ -651,7 +651,7 @@ fn a_share_that_is_only_read_is_read_as_ever() {
     let folder = c.opendir(ROOT).unwrap();
     assert!(!c.readdirplus(ROOT, folder.fh, 0, 4096).unwrap().is_empty());
     c.syncfs(ROOT).unwrap();
-    // An open that fails leaves no look-up behind.
+    // An open that fails leaves no lookup behind.
     let failed = c.create(ROOT, "link", libc::O_RDONLY, 0o600);
     assert_eq!(failed.err(), Some(libc::ELOOP));
     session.finish();

@@ -73,7 +73,7 @@ const HOLDINGS: [Holding; 2] = [
         // Another could get its number at once, so it is opened meanwhile.
         to_hold_made: &["openat", "statx", "name_to_handle_at", "close"],
         to_hold_open: &["name_to_handle_at"],
-        // Not where files have a time of birth that is some time ago.
+        // Not where files have a birth time that is some time ago.
         to_recognize: &["name_to_handle_at"],
         to_reach: &["open_by_handle_at", "close"],
         to_open: "open_by_handle_at",
@@ -249,7 +249,7 @@ fn looking_up_costs_what_it_must() {
         budget.check("GETATTR", &allowed, |client, _| {
             client.getattr(node).unwrap();
         });
-        // Once its time of birth is long enough ago, its name is enough.
+        // Once its birth time is long enough ago, its name is enough.
         let deadline = Instant::now() + common::PATIENCE;
         loop {
             let client = &mut budget.session.client;

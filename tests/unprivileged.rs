@@ -485,7 +485,7 @@ fn a_folder_for_the_socket_that_is_closed_is_named() {
     for part in [
         "run/socket",
         "Permission denied",
-        "the daemon's user may not write there; give it the folder",
+        "the daemon's user may not write there; give it the directory",
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
@@ -493,7 +493,7 @@ fn a_folder_for_the_socket_that_is_closed_is_named() {
     assert_eq!(check.status.code(), Some(1), "{check:?}");
     let said = String::from_utf8_lossy(&check.stdout);
     assert!(
-        said.contains("may not write to the folder of run/socket"),
+        said.contains("may not write to the directory of run/socket"),
         "{said}"
     );
 }

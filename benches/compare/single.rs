@@ -1,4 +1,4 @@
-//! Figures that are no workload: how long a start takes, and what a look-up costs
+//! Figures that are no workload: how long a start takes, and what a lookup costs
 //! in a small table of inodes and in a large one.
 
 use std::fs::{self, File};
@@ -65,7 +65,7 @@ pub(crate) fn start(binaries: &[PathBuf], share: &Path) -> Figure {
     }
 }
 
-/// What a look-up costs where the daemon knows few names, and where it knows many;
+/// What a lookup costs where the daemon knows few names, and where it knows many;
 /// then the ratio of the two, with what the host takes and without.
 pub(crate) fn inode_tables(
     binaries: &[PathBuf],
@@ -123,14 +123,14 @@ const fn table(
 }
 
 static FEW: Workload = table(
-    "look-up among 1,000 names, CPU µs",
+    "lookup among 1,000 names, CPU µs",
     |share| prepare(share, 1_000),
     |client, slot| steps(client, slot, 1_000),
     |share| direct(share, 1_000),
 );
 
 static MANY: Workload = table(
-    "look-up among 1,000,000 names, CPU µs",
+    "lookup among 1,000,000 names, CPU µs",
     |share| prepare(share, 1_000_000),
     |client, slot| steps(client, slot, 1_000_000),
     |share| direct(share, 1_000_000),

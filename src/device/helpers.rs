@@ -1,8 +1,7 @@
-//! Threads that serve what the queues' own threads must not wait for.
+//! Worker threads for requests that the queues' own threads must not wait for.
 //!
-//! They start when there is work and no idle one, and end when there was none
-//! for a while: a daemon whose requests never wait has none, and one that is
-//! idle has no timer.
+//! A thread starts when there is work and no idle one, and ends after a while without
+//! work: a daemon whose requests never block has none, and an idle daemon has no timer.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;

@@ -1,9 +1,9 @@
-//! Requests that are served beside their queue: handed to another thread, or begun by
-//! one whose shift was taken over.
+//! Requests in flight: handed to another thread than their queue's, or begun by a thread
+//! whose shift was taken over.
 //!
-//! Each has a ticket. Whoever has served it gives the ticket back under the vring's
-//! lock, and only then tells the guest; so a request for which the guest got an error,
-//! because its queue had to stop, is not answered a second time.
+//! Each has a ticket. The thread that has served it gives the ticket back under the
+//! vring's lock and only then replies. So a request that was failed, because its queue had
+//! to stop, is not answered a second time.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -43,7 +43,8 @@ pub(super) struct Ticket {
 pub(super) struct TooMany;
 
 impl InFlight {
-    /// Adds a request to at most `most` others; gives how many those are as well.
+    /// Adds a request to at most `most` others. Returns its ticket and the number of the
+    /// others.
     pub(super) fn add(&self, head: u16, most: usize) -> Result<(Ticket, usize), TooMany> {
         let mut table = lock(&self.table);
         let others = table.count;
@@ -93,7 +94,7 @@ impl InFlight {
         true
     }
 
-    /// Gives all of them up; gives the heads of their chains.
+    /// Gives all of them up and returns the heads of their chains.
     pub(super) fn give_up(&self) -> Vec<u16> {
         let mut table = lock(&self.table);
         self.epoch.fetch_add(1, Ordering::Relaxed);

@@ -1,18 +1,19 @@
-//! Who looks after threads that wait where they were not to.
+//! Relieving a queue's thread that blocks where nobody could know.
 //!
-//! Most that waits is known to wait before it is begun, and is begun on a thread that
-//! may. The rest cannot be known: whether the host has frozen a file system, which keeps
-//! everybody back who changes it; whether a disk has to spin up for a directory; whether
-//! an NFS server has to give a delegation up first. The queue's thread waits there, and
-//! the requests behind would wait for it. So a thread that has nothing to do with files
-//! looks at the queues from time to time while they are served; one whose thread is in
-//! the same request as the last time is relieved, and the queue's standby goes on. A
-//! thread that knows that it is about to wait says so (`sys::long_wait`), and is
-//! relieved at once.
+//! Most operations that block are known to block, and start on a thread that may. The
+//! rest cannot be known: whether the host has frozen the file system, which blocks every
+//! change of it; whether a disk has to spin up for a directory; whether an NFS server has
+//! to recall a delegation first. The queue's thread blocks there, and would delay the
+//! requests behind. So one thread, which never touches a file, samples the queues while
+//! they are served. If a queue's thread is in the same request as in the last sample, it
+//! is relieved, and the queue's standby serves the queue. While any thread is stuck like
+//! that, requests that change something go to helpers at once, so that the standby does
+//! not follow it. A thread that knows that it is about to block says so
+//! (`sys::long_wait`), and is relieved at once.
 //!
-//! A look takes a few microseconds, but on two processors that are both busy any thread
-//! that is woken, of whatever process, costs more: with 670 looks in a second cached
-//! reads at depth 32 lost 15 % of their throughput, with 50 nothing that can be measured.
+//! A sample takes a few microseconds. But on two busy processors any thread that wakes
+//! up, of whatever process, costs more: 670 samples per second took 15 % of the throughput
+//! of cached reads at depth 32, 50 per second nothing that can be measured.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -22,14 +23,13 @@ use std::time::Duration;
 use super::shift::InRequest;
 use crate::sys::sync::{lock, wait_for};
 
-/// The time between two looks: a request is left alone for so long, and its thread is
-/// relieved before it was in it for twice as long.
+/// Interval between two samples: a thread is relieved after one to two of them.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// So many looks without any work are the last ones, until there is work.
+/// Samples without any work after which sampling pauses until there is work.
 const LAST_LOOKS: u32 = 3;
 
-/// What is looked after.
+/// The queues that are sampled.
 pub(super) trait Queues: Send + Sync {
     /// How many there are.
     fn count(&self) -> usize;

@@ -1,8 +1,8 @@
-//! Which thread serves a queue, and where in its chains it is.
+//! Which thread serves a queue, and which of its chains it is serving.
 //!
-//! One thread at a time has the shift: it takes chains from the ring and serves one
-//! after the other. Where it is in one request for too long, another thread takes the
-//! shift over, and the request becomes one that is in flight beside the queue.
+//! One thread at a time has the shift: it takes chains from the ring and serves them in
+//! order. If it stays in one request for too long, the shift is taken over for another
+//! thread, and the request becomes one in flight.
 //!
 //! ```text
 //!             begin               request_begins            about_to_wait
@@ -13,10 +13,9 @@
 //!      +--------------------------------------------------- ChangesHands
 //! ```
 //!
-//! All of that is one word, so that a request costs its thread one store and one
-//! compare-and-exchange. A thread whose shift was taken over finds out by the second,
-//! before the guest hears of its reply. (With a mutex instead, GETATTR took 5 % more
-//! processor time.)
+//! The state is one word, so that a request costs its thread one store and one
+//! compare-and-exchange. By the latter a thread learns that its shift was taken over
+//! before it replies. (With a mutex instead, GETATTR took 5 % more processor time.)
 
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -29,14 +28,13 @@ pub(super) const BATCH: usize = 1 << PLACE_BITS;
 
 const STATE_BITS: u32 = 3;
 const PLACE_BITS: u32 = 6;
-/// Two looks at a word must not see the same count for two requests; the looks are
-/// 20 ms apart.
+/// Two samples of the word, 20 ms apart, must not see the same count for two requests.
 const COUNT_BITS: u32 = 14;
 
 const PLACE_SHIFT: u32 = STATE_BITS;
 const COUNT_SHIFT: u32 = PLACE_SHIFT + PLACE_BITS;
-/// 41 bits are left for the number of the shift: those of 25 days, with a shift in each
-/// microsecond.
+/// 41 bits are left for the number of the shift, which are used up after 25 days of one
+/// shift per microsecond.
 const NUMBER_SHIFT: u32 = COUNT_SHIFT + COUNT_BITS;
 
 /// Nobody has the shift.
@@ -105,7 +103,7 @@ impl Shift {
         }
     }
 
-    /// Begins a shift, at the end of the one that there is.
+    /// Begins a shift, after waiting for the end of the current one.
     pub(super) fn begin(&self) -> Turn {
         loop {
             if let Some(turn) = self.try_begin() {
@@ -203,9 +201,9 @@ impl Shift {
         word & STATE_MASK == IN_REQUEST && self.change(word, word & !STATE_MASK | ABOUT_TO_WAIT)
     }
 
-    /// Takes the shift from the thread that is in this request still: the next to ask
-    /// for it has it. Before that, `hand_over` gets the number of the shift and the
-    /// chain of the request.
+    /// Takes the shift from the thread if it is still in this request: the next thread to
+    /// ask for it gets it. Before that, `hand_over` receives the number of the shift and
+    /// the head of the request's chain.
     pub(super) fn take_over(&self, request: InRequest, hand_over: impl FnOnce(u64, u16)) -> bool {
         let changes = request.0 | CHANGES_HANDS;
         if !self.change(request.0 | IN_REQUEST, changes)
@@ -228,8 +226,8 @@ impl Shift {
         lock(&self.left).extend_from_slice(heads);
     }
 
-    /// Moves chains that were left into `heads`, at most [`BATCH`]; `false` if there
-    /// are none.
+    /// Moves chains that were left into `heads`, at most [`BATCH`]; returns `false` if
+    /// there are none.
     pub(super) fn take_left(&self, heads: &mut Vec<u16>) -> bool {
         let mut left = lock(&self.left);
         let count = left.len().min(BATCH);
@@ -237,7 +235,7 @@ impl Shift {
         count > 0
     }
 
-    /// Drops the chains that were left; gives how many there were.
+    /// Drops the chains that were left and returns their number.
     pub(super) fn drop_left(&self) -> u16 {
         let mut left = lock(&self.left);
         let count = left.len() as u16;

@@ -97,7 +97,7 @@ pub struct Attributes {
     pub timeout: Duration,
 }
 
-/// A name that was found or made; the guest holds one look-up more of its node.
+/// A name that was found or made; the guest holds one lookup more of its node.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// The node.

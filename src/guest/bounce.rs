@@ -1,11 +1,11 @@
 //! Data of remote file systems goes through a bounce buffer, but for NFS without direct
 //! I/O, which goes through the host's page cache.
 //!
-//! The kernel may hold pages of the guest for as long as such a file system takes, even
-//! where the file is not open for direct I/O: a FUSE server can ask for that, and 9p
-//! does without a cache. When the server is gone and the front end stops the queue, the
-//! guest uses those pages for something else, which would end up in the file, or be
-//! overwritten. A buffer of ours is nobody else's.
+//! For such a file system the kernel may pin pages of the guest until the server answers,
+//! even if the file is not open for direct I/O: a FUSE server can ask for that, and 9p
+//! without a cache does it. If the server is unreachable and the front end stops the
+//! queue, the guest uses those pages for something else, which would end up in the file
+//! or be overwritten. A buffer of the daemon is not used for anything else.
 //!
 //! What it costs is one more copy: on a bindfs (medians of 3 rounds) 390 us of the daemon's
 //! processor time instead of 250 for 1 MiB that the host has cached, in 990 us instead of

@@ -1,12 +1,12 @@
-//! Mapping the guest's memory once more, and taking the mapping before away.
+//! Mapping the guest's memory again and revoking the previous mapping.
 //!
-//! A thread may be in a system call that does not end, with addresses of guest memory:
-//! a write to a frozen disk, a read from a server that is gone. When the front end
-//! stops the queue, the guest may go on to use that memory for something else. With the
-//! mapping taken away such a call gets `EFAULT` in the end: it writes nothing that is
-//! not the request's into the file, and nothing into the guest.
+//! A thread may be stuck in a system call with addresses of guest memory: a write to a
+//! frozen disk, a read from an unreachable server. When the front end stops the queue,
+//! the guest may use that memory for something else. After the mapping is revoked such a
+//! call fails with `EFAULT`: it writes nothing into the file that is not the request's,
+//! and nothing into the guest's memory.
 //!
-//! What the kernel has pinned, as for direct I/O, it reads and writes all the same.
+//! Pages that the kernel has pinned, as for direct I/O, it still reads and writes.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,8 +21,7 @@ use vm_memory::{
 
 use super::{Admission, GuestMemory, Mapped, Memory, RegionLog, log_of, watch};
 
-/// How long a copy into or out of memory takes that was begun, with all that may come
-/// between.
+/// Upper bound for a copy into or out of guest memory that has begun, preemption included.
 const GRACE: Duration = Duration::from_millis(10);
 
 /// The memory that a front end shares.

@@ -3,7 +3,7 @@
 //!
 //! Every number is there once and below the next one to give; every name is one
 //! name and every path stays below the shared directory; parents come before
-//! their children, so there are no loops; look-ups are those of the guest alone.
+//! their children, so there are no loops; lookups are those of the guest alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path};
@@ -53,7 +53,7 @@ pub struct Saved<'a> {
 pub struct SavedNode<'a> {
     /// Its number.
     pub id: NodeId,
-    /// The guest's look-ups; 0 for one that only other nodes' paths need.
+    /// The guest's lookups; 0 for one that only other nodes' paths need.
     pub lookups: u64,
     /// Where it is.
     pub place: Place<'a>,

@@ -1,6 +1,7 @@
-//! Features that an option asks for and the guest's kernel may lack.
+//! What INIT wants of a guest and insists on.
 //!
-//! Each is a set of bits of INIT that is of use as a whole only. Where the guest
+//! Some features are asked for by an option, and the guest's kernel may lack them. Each is
+//! a set of bits of INIT that is of use as a whole only. Where the guest
 //! does not offer all of them none is taken; whether that is a reason not to
 //! serve it at all is the operator's choice.
 
@@ -8,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
-use crate::config::{Config, Wanted};
+use crate::config::{CachePolicy, Config, Wanted};
 use crate::fs::Result;
 use crate::fuse::flags::init as features;
 
 /// Access control lists: the guest enforces and caches them, and leaves the umask
-/// to the host, since a folder's default list goes before it.
+/// to the host, since a directory's default list goes before it.
 const POSIX_ACL: u64 = features::POSIX_ACL | features::DONT_MASK | features::SETXATTR_EXT;
 
 struct Optional {
@@ -52,8 +53,40 @@ fn all(config: &Config) -> [Optional; 3] {
     ]
 }
 
-/// The bits to ask a guest for that offers these.
-pub(super) fn to_ask_for(config: &Config, offered: u64) -> u64 {
+/// The bits that are wanted of a guest that offers these.
+pub(super) fn wanted(config: &Config, offered: u64) -> u64 {
+    let when = |wanted: bool, feature| if wanted { feature } else { 0 };
+    let readdirplus = config.readdirplus && config.cache != CachePolicy::Never;
+    features::ASYNC_READ
+        | features::ATOMIC_O_TRUNC
+        | features::BIG_WRITES
+        | features::AUTO_INVAL_DATA
+        | features::ASYNC_DIO
+        | features::PARALLEL_DIROPS
+        | features::MAX_PAGES
+        | features::INIT_EXT
+        | features::CREATE_SUPP_GROUP
+        | features::ALLOW_IDMAP
+        | when(
+            readdirplus,
+            features::DO_READDIRPLUS | features::READDIRPLUS_AUTO,
+        )
+        | when(config.posix_lock, features::POSIX_LOCKS)
+        | when(config.flock, features::FLOCK_LOCKS)
+        // A link's target never changes.
+        | when(
+            config.cache != CachePolicy::Never,
+            features::CACHE_SYMLINKS,
+        )
+        | when(config.no_opendir, features::NO_OPENDIR)
+        | when(config.writeback, features::WRITEBACK_CACHE)
+        | when(config.announce_submounts, features::SUBMOUNTS)
+        | when(config.allow_mmap, features::DIRECT_IO_ALLOW_MMAP)
+        | to_ask_for(config, offered)
+}
+
+/// The optional bits to ask a guest for that offers these.
+fn to_ask_for(config: &Config, offered: u64) -> u64 {
     all(config)
         .iter()
         .filter(|optional| {

@@ -69,7 +69,7 @@ impl Passthrough {
         self.tracking.set(tracker);
     }
 
-    /// Every node that the guest holds, the root included, and its look-ups.
+    /// Every node that the guest holds, the root included, and its lookups.
     pub fn held_nodes(&self) -> Vec<(NodeId, u64)> {
         self.inodes.store.all()
     }

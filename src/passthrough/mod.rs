@@ -27,7 +27,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags, readlinkat};
 
-use crate::config::{CachePolicy, Config, InodeFileHandles, Wanted};
+use crate::config::{Config, InodeFileHandles, Wanted};
 use crate::fs::{self, Result, Usage};
 use crate::fuse::flags::init;
 use crate::id::NodeId;
@@ -187,7 +187,7 @@ impl Passthrough {
     }
 
     /// Applies the umask of a process in the guest until the guard drops, if the
-    /// guest leaves that to us: the host does not apply it below a folder that has
+    /// guest leaves that to us: the host does not apply it below a directory that has
     /// a default access control list.
     fn masked_by(&self, umask: u32) -> Result<Option<Masked>> {
         let umask = Mode::from_raw_mode(umask & 0o777);
@@ -240,35 +240,7 @@ const MAX_RECENT: usize = 256;
 
 impl fs::Session for Passthrough {
     fn wanted_features(&self, offered: u64) -> u64 {
-        let config = &self.config;
-        let when = |wanted: bool, feature| if wanted { feature } else { 0 };
-        let readdirplus = config.readdirplus && config.cache != CachePolicy::Never;
-        init::ASYNC_READ
-            | init::ATOMIC_O_TRUNC
-            | init::BIG_WRITES
-            | init::AUTO_INVAL_DATA
-            | init::ASYNC_DIO
-            | init::PARALLEL_DIROPS
-            | init::MAX_PAGES
-            | init::INIT_EXT
-            | init::CREATE_SUPP_GROUP
-            | init::ALLOW_IDMAP
-            | when(
-                readdirplus,
-                init::DO_READDIRPLUS | init::READDIRPLUS_AUTO,
-            )
-            | when(config.posix_lock, init::POSIX_LOCKS)
-            | when(config.flock, init::FLOCK_LOCKS)
-            // A link's target never changes.
-            | when(
-                config.cache != CachePolicy::Never,
-                init::CACHE_SYMLINKS,
-            )
-            | when(config.no_opendir, init::NO_OPENDIR)
-            | when(config.writeback, init::WRITEBACK_CACHE)
-            | when(config.announce_submounts, init::SUBMOUNTS)
-            | when(config.allow_mmap, init::DIRECT_IO_ALLOW_MMAP)
-            | features::to_ask_for(config, offered)
+        features::wanted(&self.config, offered)
     }
 
     fn negative_timeout(&self) -> Duration {

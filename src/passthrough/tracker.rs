@@ -16,7 +16,7 @@ use crate::sys::sync::{read, write};
 /// It is told after the fact, by the thread that made the change: whoever looks
 /// at the host after this was set sees the change or is told of it.
 pub trait Tracker: Debug + Send + Sync {
-    /// A look-up of `name` in `parent` led to a node.
+    /// A lookup of `name` in `parent` led to a node.
     fn found(&self, node: NodeId, parent: NodeId, name: &CStr);
 
     /// `name` in `parent` was removed, or leads to something else.

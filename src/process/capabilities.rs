@@ -34,7 +34,7 @@ pub struct Kept {
 
 impl Kept {
     /// What the process outside of the sandbox needs for the files beside the
-    /// socket, which may be in somebody else's folder.
+    /// socket, which may be in somebody else's directory.
     pub const TO_REMOVE_FILES: Self = Self {
         all: CapabilitySet::DAC_OVERRIDE,
         asked: CapabilitySet::empty(),

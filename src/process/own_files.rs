@@ -2,7 +2,7 @@
 //!
 //! A file is only removed while the name still leads to the very file that was
 //! made here: each one is held open, so that its inode number cannot be used
-//! again for somebody else's. Names are resolved in the folder as it was at
+//! again for somebody else's. Names are resolved in the directory as it was at
 //! the start, whatever becomes of the path, the working directory or the root.
 
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,7 @@ pub struct OwnFiles(Arc<Mutex<Vec<OwnFile>>>);
 /// One file of ours.
 #[derive(Debug)]
 struct OwnFile {
-    folder: Arc<OwnedFd>,
+    directory: Arc<OwnedFd>,
     name: OsString,
     /// Keeps the inode, and for a pid file the lock.
     file: OwnedFd,
@@ -49,23 +49,23 @@ impl OwnFiles {
 pub struct OwnFilesGuard<'a>(MutexGuard<'a, Vec<OwnFile>>);
 
 impl OwnFilesGuard<'_> {
-    /// Adds the file `name` in `folder`, open as `file`.
-    pub fn add(&mut self, folder: &Arc<OwnedFd>, name: &OsStr, file: OwnedFd) {
+    /// Adds the file `name` in `directory`, open as `file`.
+    pub fn add(&mut self, directory: &Arc<OwnedFd>, name: &OsStr, file: OwnedFd) {
         self.0.push(OwnFile {
-            folder: Arc::clone(folder),
+            directory: Arc::clone(directory),
             name: name.to_owned(),
             file,
         });
     }
 
-    /// Adds the file `name` in `folder`, whatever kind it is.
+    /// Adds the file `name` in `directory`, whatever kind it is.
     ///
     /// # Errors
     /// Those of `openat(2)`.
-    pub fn add_by_name(&mut self, folder: &Arc<OwnedFd>, name: &OsStr) -> Result<(), Errno> {
+    pub fn add_by_name(&mut self, directory: &Arc<OwnedFd>, name: &OsStr) -> Result<(), Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(folder, name, flags, Mode::empty())?;
-        self.add(folder, name, file);
+        let file = openat(directory, name, flags, Mode::empty())?;
+        self.add(directory, name, file);
         Ok(())
     }
 
@@ -81,21 +81,25 @@ impl OwnFilesGuard<'_> {
 
 impl OwnFile {
     fn remove(&self) -> Result<(), Errno> {
-        match same_file(&self.file, &self.folder, &self.name) {
-            Ok(true) => unlinkat(&self.folder, &self.name, AtFlags::empty()),
+        match same_file(&self.file, &self.directory, &self.name) {
+            Ok(true) => unlinkat(&self.directory, &self.name, AtFlags::empty()),
             Ok(false) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error),
         }
     }
 }
 
-/// Whether `name` in `folder` leads to the open `file`.
+/// Whether `name` in `directory` leads to the open `file`.
 ///
 /// # Errors
 /// Those of `fstatat(2)`, `ENOENT` among them.
-pub(super) fn same_file(file: impl AsFd, folder: impl AsFd, name: &OsStr) -> Result<bool, Errno> {
+pub(super) fn same_file(
+    file: impl AsFd,
+    directory: impl AsFd,
+    name: &OsStr,
+) -> Result<bool, Errno> {
     let open = fstat(file)?;
-    let named = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let named = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok((open.st_dev, open.st_ino) == (named.st_dev, named.st_ino))
 }
 
@@ -113,39 +117,39 @@ impl Drop for RemoveOnExit {
 mod tests {
     use super::*;
 
-    fn folder_with(name: &str) -> (tempfile::TempDir, Arc<OwnedFd>) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(name), "").unwrap();
-        let fd = std::fs::File::open(folder.path()).unwrap().into();
-        (folder, Arc::new(fd))
+    fn directory_with(name: &str) -> (tempfile::TempDir, Arc<OwnedFd>) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(name), "").unwrap();
+        let fd = std::fs::File::open(directory.path()).unwrap().into();
+        (directory, Arc::new(fd))
     }
 
     #[test]
     fn our_file_is_removed_at_the_end_of_the_scope() {
-        let (folder, fd) = folder_with("socket");
+        let (directory, fd) = directory_with("socket");
         let files = OwnFiles::default();
         let guard = RemoveOnExit(files.clone());
         files.lock().add_by_name(&fd, OsStr::new("socket")).unwrap();
         drop(guard);
-        assert!(!folder.path().join("socket").exists());
+        assert!(!directory.path().join("socket").exists());
     }
 
     #[test]
     fn a_file_that_took_the_name_since_is_left_alone() {
-        let (folder, fd) = folder_with("socket");
+        let (directory, fd) = directory_with("socket");
         let files = OwnFiles::default();
         files.lock().add_by_name(&fd, OsStr::new("socket")).unwrap();
-        std::fs::remove_file(folder.path().join("socket")).unwrap();
-        std::fs::write(folder.path().join("socket"), "another's").unwrap();
+        std::fs::remove_file(directory.path().join("socket")).unwrap();
+        std::fs::write(directory.path().join("socket"), "another's").unwrap();
         files.remove_all();
         assert_eq!(
-            std::fs::read_to_string(folder.path().join("socket")).unwrap(),
+            std::fs::read_to_string(directory.path().join("socket")).unwrap(),
             "another's"
         );
     }
 
     #[test]
-    fn the_folder_may_be_renamed_meanwhile() {
+    fn the_directory_may_be_renamed_meanwhile() {
         let outer = tempfile::tempdir().unwrap();
         let before = outer.path().join("before");
         let after = outer.path().join("after");

@@ -1,7 +1,7 @@
 //! The process that stays outside of the sandbox.
 //!
 //! It is the one that was started: its number is in the pid file, it gets the
-//! signals, and its status is the daemon's. It holds the folder of the socket,
+//! signals, and its status is the daemon's. It holds the directory of the socket,
 //! which the process inside must not, and so it removes the files at the end.
 //! If it is killed, the kernel ends the process inside.
 

@@ -187,7 +187,7 @@ fn enter_namespaces(shared_dir: &Path, remedy: &str) -> anyhow::Result<OwnedFd> 
     .context("cannot attach the copy of the shared directory")?;
     fchdir(&share).context("cannot go to the copy of the shared directory")?;
     // With the same place for both, the old root comes to lie on the new one,
-    // and no folder for it is needed in the share.
+    // and no directory for it is needed in the share.
     pivot_root(c".", c".").with_context(|| {
         format!(
             "cannot make the shared directory the root; a root file system in memory, as early \

@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn a_manager_is_told_by_path_and_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
         let by_path = UnixDatagram::bind(&path).unwrap();
         let name = format!("virtiofsd-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();

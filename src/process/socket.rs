@@ -86,7 +86,7 @@ pub struct SocketPlace {
     option: &'static str,
     path: PathBuf,
     address: SocketAddrUnix,
-    folder: Arc<OwnedFd>,
+    directory: Arc<OwnedFd>,
     name: OsString,
     group: Option<Group>,
 }
@@ -115,13 +115,13 @@ impl SocketPlace {
                 path.display()
             );
         }
-        let folder = open_folder_of(option, path)?;
+        let directory = open_directory_of(option, path)?;
         let place = Self {
             option,
             path: path.to_owned(),
             address: SocketAddrUnix::new(path)
                 .with_context(|| format!("{option} cannot be used"))?,
-            folder: Arc::new(folder),
+            directory: Arc::new(directory),
             name: name.to_owned(),
             group: group.map(Group::find).transpose()?,
         };
@@ -157,9 +157,9 @@ impl SocketPlace {
     /// When it is in use, cannot be looked at, or cannot be made.
     pub fn is_free(&self) -> anyhow::Result<()> {
         let write = Access::WRITE_OK | Access::EXEC_OK;
-        if accessat(&self.folder, c".", write, AtFlags::EACCESS) == Err(Errno::ACCESS) {
+        if accessat(&self.directory, c".", write, AtFlags::EACCESS) == Err(Errno::ACCESS) {
             bail!(
-                "the daemon's user may not write to the folder of {}; give it the folder, or \
+                "the daemon's user may not write to the directory of {}; give it the directory, or \
                  choose another {}",
                 self.path.display(),
                 self.option
@@ -168,7 +168,7 @@ impl SocketPlace {
         let mut name = self.name.clone();
         name.push(".pid");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let lock = match openat(&self.folder, &name, flags, Mode::empty()) {
+        let lock = match openat(&self.directory, &name, flags, Mode::empty()) {
             Ok(file) => {
                 check_pid_file(&file).context("the pid file beside it cannot be replaced")?;
                 flock(file, FlockOperation::NonBlockingLockShared)
@@ -236,7 +236,7 @@ impl SocketPlace {
         let failed = || format!("Error creating pid file '{}'", shown.display());
 
         let lock = loop {
-            match lock_pid_file(&self.folder, &name) {
+            match lock_pid_file(&self.directory, &name) {
                 Ok(Some(lock)) => break lock,
                 Ok(None) => {}
                 Err(Errno::AGAIN) => {
@@ -249,7 +249,7 @@ impl SocketPlace {
                 }
                 Err(Errno::ACCESS) => {
                     return Err(anyhow!(
-                        "{}: {}: the daemon's user may not write there; give it the folder, \
+                        "{}: {}: the daemon's user may not write there; give it the directory, \
                          or choose another",
                         failed(),
                         std::io::Error::from(Errno::ACCESS)
@@ -261,7 +261,7 @@ impl SocketPlace {
         check_pid_file(&lock).with_context(failed)?;
         // It is ours from the lock on, whoever made it.
         let mut file = std::fs::File::from(lock.try_clone().with_context(failed)?);
-        files.add(&self.folder, &name, lock);
+        files.add(&self.directory, &name, lock);
         ftruncate(&file, 0)
             .map_err(std::io::Error::from)
             .with_context(failed)?;
@@ -272,7 +272,7 @@ impl SocketPlace {
         let shown = self.path.display();
         let failed = || format!("cannot make the socket {shown}");
         if self.may_be_replaced()? {
-            unlinkat(&self.folder, &self.name, AtFlags::empty())
+            unlinkat(&self.directory, &self.name, AtFlags::empty())
                 .map_err(std::io::Error::from)
                 .with_context(|| format!("cannot remove what is at {shown}"))?;
         }
@@ -284,7 +284,7 @@ impl SocketPlace {
             .map_err(std::io::Error::from)
             .with_context(failed)?;
         files
-            .add_by_name(&self.folder, &self.name)
+            .add_by_name(&self.directory, &self.name)
             .map_err(std::io::Error::from)
             .with_context(failed)?;
         if let Some(group) = &self.group {
@@ -301,7 +301,7 @@ impl SocketPlace {
     fn give_to(&self, group: &Group) -> anyhow::Result<()> {
         let gid = Some(group.gid);
         chownat(
-            &self.folder,
+            &self.directory,
             &self.name,
             None,
             gid,
@@ -323,7 +323,7 @@ impl SocketPlace {
     /// # Errors
     /// When something else is there, which is nobody's to remove.
     fn may_be_replaced(&self) -> anyhow::Result<bool> {
-        let stat = match statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(false),
             Err(error) => {
@@ -392,32 +392,36 @@ fn check_pid_file(file: &OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_folder_of(option: &str, path: &Path) -> anyhow::Result<OwnedFd> {
-    let folder = match path.parent() {
+fn open_directory_of(option: &str, path: &Path) -> anyhow::Result<OwnedFd> {
+    let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match openat(CWD, folder, flags, Mode::empty()) {
+    match openat(CWD, directory, flags, Mode::empty()) {
         Ok(fd) => Ok(fd),
         Err(Errno::NOENT | Errno::NOTDIR) => bail!(
             "{} does not exist or is not a directory; make it, or choose another {option}",
-            folder.display()
+            directory.display()
         ),
-        Err(error) => Err(std::io::Error::from(error))
-            .with_context(|| format!("{option}: cannot open the folder {}", folder.display())),
+        Err(error) => Err(std::io::Error::from(error)).with_context(|| {
+            format!(
+                "{option}: cannot open the directory {}",
+                directory.display()
+            )
+        }),
     }
 }
 
 /// Opens and locks the pid file; `None` where the file lost its name before it
 /// was locked, because its owner was just ending.
-fn lock_pid_file(folder: impl AsFd, name: &OsStr) -> Result<Option<OwnedFd>, Errno> {
+fn lock_pid_file(directory: impl AsFd, name: &OsStr) -> Result<Option<OwnedFd>, Errno> {
     // Not blocking: a named pipe in its place would hang the daemon.
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let file = openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    match same_file(&file, &folder, name) {
+    match same_file(&file, &directory, name) {
         Ok(true) => Ok(Some(file)),
         Ok(false) | Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error),
@@ -438,8 +442,8 @@ mod tests {
 
     #[test]
     fn only_a_socket_or_an_empty_file_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
         assert!(
             !SocketPlace::find("--socket-path", &path, None)
                 .unwrap()
@@ -466,10 +470,10 @@ mod tests {
                 .unwrap()
         );
 
-        let link = folder.path().join("link");
+        let link = directory.path().join("link");
         symlink(&path, &link).unwrap();
         assert!(refusal(&link).contains("a symbolic link"));
-        assert!(refusal(folder.path()).contains("a directory"));
+        assert!(refusal(directory.path()).contains("a directory"));
         assert!(refusal(Path::new("/dev/null")).contains("a special file"));
     }
 
@@ -483,9 +487,9 @@ mod tests {
 
     #[test]
     fn a_pid_file_is_locked_once_and_replaces_a_stale_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let pid_file = folder.path().join("socket.pid");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let pid_file = directory.path().join("socket.pid");
         std::fs::write(&pid_file, "1234567890\n").unwrap();
 
         let files = OwnFiles::default();
@@ -513,12 +517,12 @@ mod tests {
 
     #[test]
     fn a_pid_file_that_is_no_file_of_ours_is_not_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("target");
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
         std::fs::write(&target, "precious").unwrap();
-        symlink(&target, folder.path().join("socket.pid")).unwrap();
+        symlink(&target, directory.path().join("socket.pid")).unwrap();
         let place =
-            SocketPlace::find("--socket-path", &folder.path().join("socket"), None).unwrap();
+            SocketPlace::find("--socket-path", &directory.path().join("socket"), None).unwrap();
         assert!(
             place
                 .make_pid_file(&mut OwnFiles::default().lock())
@@ -529,13 +533,13 @@ mod tests {
 
     #[test]
     fn a_pid_file_that_is_something_else_as_well_is_left_as_it_is() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let (other, pid_file) = (
-            folder.path().join("other"),
-            folder.path().join("socket.pid"),
+            directory.path().join("other"),
+            directory.path().join("socket.pid"),
         );
         let place =
-            SocketPlace::find("--socket-path", &folder.path().join("socket"), None).unwrap();
+            SocketPlace::find("--socket-path", &directory.path().join("socket"), None).unwrap();
         let refusal = || {
             let files = OwnFiles::default();
             let error = place.make_pid_file(&mut files.lock()).unwrap_err();
@@ -557,8 +561,8 @@ mod tests {
 
     #[test]
     fn a_full_queue_of_connections_is_an_answer_and_one_that_ends_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
         let place = SocketPlace::find("--metrics-socket", &path, None).unwrap();
         place.nobody_answers().unwrap();
 

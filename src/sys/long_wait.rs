@@ -1,5 +1,5 @@
-//! Saying that the calling thread is about to wait, so that whoever has work for it
-//! gives that to another one.
+//! Announcing that the calling thread is about to block, so that its work can be given
+//! to another thread.
 
 use std::cell::RefCell;
 

@@ -22,7 +22,7 @@ pub enum Side {
 /// would be in the copy, and locks of the others would stay locked there. And
 /// those of `clone(2)`.
 pub fn fork_into(namespaces: UnshareFlags) -> Result<Side, Errno> {
-    // The two links of any folder, and one for each thread.
+    // The two links of any directory, and one for each thread.
     if stat("/proc/self/task")?.st_nlink != 3 {
         return Err(Errno::DEADLK);
     }

@@ -1,5 +1,5 @@
-//! Locks that do not outlive a bug: one that is poisoned means that a thread
-//! died half way through a change, so the process stops.
+//! Lock helpers that abort the process when a lock is poisoned: a thread panicked while it
+//! held the lock, so what the lock protects may be inconsistent.
 
 use std::sync::{
     Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,

@@ -147,7 +147,7 @@ pub fn references() -> Vec<(String, PathBuf)> {
     found
 }
 
-/// Waits until a file is old enough to be known by its time of birth.
+/// Waits until a file is old enough to be known by its birth time.
 pub fn wait_until_old(file: &Path) {
     let born = std::fs::symlink_metadata(file).unwrap().created().unwrap();
     while born.elapsed().unwrap_or_default() < Duration::from_millis(50) {

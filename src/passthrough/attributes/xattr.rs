@@ -32,7 +32,7 @@ const XATTR_LIST_MAX: usize = 65536;
 /// The access control list of a file.
 const ACCESS_LIST: &CStr = c"system.posix_acl_access";
 
-/// The list that what is made in a folder gets.
+/// The list that what is made in a directory gets.
 const DEFAULT_LIST: &CStr = c"system.posix_acl_default";
 
 /// Tells the operator of rules that keep access control lists from the host.

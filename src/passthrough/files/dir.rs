@@ -154,7 +154,7 @@ impl Passthrough {
         }
     }
 
-    /// Packs one entry. A look-up that fails makes an entry without attributes:
+    /// Packs one entry. A lookup that fails makes an entry without attributes:
     /// the guest then asks by itself, and the other entries are not lost.
     fn pack(
         &self,

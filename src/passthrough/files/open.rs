@@ -79,7 +79,7 @@ impl fs::Files for Passthrough {
         let opened = if flags.contains(OFlags::TRUNC) {
             let node = self.node(node)?;
             let _as_opener =
-                self.drop_privileges_of(node.as_fd(), self.set_id_of_cut(who, args))?;
+                self.drop_privileges_of(node.as_fd(), self.set_id_of_truncation(who, args))?;
             open(&|flags| self.inodes.reopen(node.as_fd(), flags))
         } else {
             open(&|flags| self.inodes.open(&inode, flags))
@@ -283,7 +283,7 @@ impl Passthrough {
                 ))
             }
             Err(failure) => {
-                // The guest never hears of the look-up.
+                // The guest never hears of the lookup.
                 self.forget(entry.node, 1);
                 Err(failure)
             }

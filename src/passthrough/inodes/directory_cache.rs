@@ -1,4 +1,4 @@
-//! Descriptors of directories that were used lately, so that most look-ups need
+//! Descriptors of directories that were used lately, so that most lookups need
 //! not open their directory by its handle first.
 //!
 //! Only directories: an open file would keep its data on the disk after it was

@@ -278,7 +278,7 @@ impl Inodes {
             return Err(Errno::STALE);
         }
         // Where handles tell files apart for good they have the last word, but for
-        // a file of whose number and time of birth there can be no other.
+        // a file of whose number and birth time there can be no other.
         if let Held::Handle(held) = &inode.held
             && inode.mount().knows_birth()
             && self.store.settled(inode.id()) != Some(found)

@@ -61,7 +61,7 @@ impl Identity {
 /// The most between two ticks of the host's clock.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Two files of one number have different times of birth if this long lies
+/// Two files of one number have different birth times if this long lies
 /// between them.
 pub(in crate::passthrough) const BIRTHS_DIFFER: Duration = TICK.saturating_mul(2);
 

@@ -2,7 +2,7 @@
 //!
 //! A name is asked for its identity first, by one `statx(2)`: for an inode that
 //! the guest holds that is all, unless the file is so young that its number and
-//! time of birth do not prove yet that it is the one that is held. Only then,
+//! birth time do not prove yet that it is the one that is held. Only then,
 //! and for new inodes, more is asked: the file handle, or a descriptor.
 
 use std::ffi::CStr;
@@ -36,7 +36,7 @@ pub(in crate::passthrough) enum Interest {
 }
 
 impl Inodes {
-    /// Finds a name in a directory and counts a look-up of its inode.
+    /// Finds a name in a directory and counts a lookup of its inode.
     pub(in crate::passthrough) fn look_up(
         &self,
         parent: &Node,
@@ -80,7 +80,7 @@ impl Inodes {
         Ok(self.count_found(parent, name, (found, moves), interest)?)
     }
 
-    /// Counts a look-up of the node of what was found after so many moves.
+    /// Counts a lookup of the node of what was found after so many moves.
     fn count_found(
         &self,
         parent: &Node,
@@ -94,7 +94,7 @@ impl Inodes {
         }
     }
 
-    /// Counts a look-up of a file that was found, if the guest holds it.
+    /// Counts a lookup of a file that was found, if the guest holds it.
     fn count_look_up(
         &self,
         parent: &Node,
@@ -251,7 +251,7 @@ impl Inodes {
         })
     }
 
-    /// Holds a file that is open under the number and with the look-ups that the
+    /// Holds a file that is open under the number and with the lookups that the
     /// guest knows.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
-//! Which file is it, and how do we keep hold of it: inodes, the descriptors and handles
-//! that hold them, mounts, and how a file is found again whose descriptor was closed.
+//! Which file it is, and how the daemon keeps hold of it: inodes, the descriptors and file
+//! handles that hold them, mounts, and finding a file again whose descriptor was closed.
 //!
-//! [`Inodes`] owns all of that. It knows no request and no user of the guest.
+//! [`Inodes`] owns all of that. It knows neither requests nor the guest's users.
 
 pub(in crate::passthrough) mod directory_cache;
 pub(in crate::passthrough) mod fd_budget;

@@ -45,7 +45,7 @@ pub struct Mount {
     /// Something on it, where handles are not opened through it: while one of the
     /// two is open the host gives its numbers to no other mount. Only a subvolume's
     /// may be given to another on the same mount, which differs in nothing that is
-    /// known here; its inodes have times of birth and handles.
+    /// known here; its inodes have birth times and handles.
     pin: Option<Pin>,
 }
 
@@ -59,7 +59,7 @@ enum Pin {
 }
 
 impl Mount {
-    /// Whether from now on a file of this number and time of birth is this one
+    /// Whether from now on a file of this number and birth time is this one
     /// for sure. It existed after we asked, so that another one with its number
     /// is born later; and it was born so long before that "later" shows.
     pub(in crate::passthrough) fn is_settled(&self, found: &Found) -> bool {
@@ -156,7 +156,7 @@ impl Mount {
         self.knows_birth
     }
 
-    /// Whether a file's time of birth can be taken for a fact.
+    /// Whether a file's birth time can be taken for a fact.
     pub fn knows_birth(&self) -> bool {
         self.knows_birth
     }

@@ -2,10 +2,10 @@
 //!
 //! Nobody may find what was made without its label, and nothing may stay of what
 //! could not be labelled. So a file is made without a name (`O_TMPFILE`), labelled,
-//! and then linked into its folder. What cannot be made so (folders, links,
+//! and then linked into its directory. What cannot be made so (directories, links,
 //! fifos, sockets, devices, and files where the file system has no `O_TMPFILE`) is
 //! made under a name that cannot be guessed, labelled, and renamed, never over
-//! something else. Either way it is made in its folder, by the guest's user and
+//! something else. Either way it is made in its directory, by the guest's user and
 //! with the umask, so that it inherits what it would have inherited.
 
 use std::borrow::Cow;
@@ -173,8 +173,8 @@ fn publish(parent: BorrowedFd<'_>, hidden: &CStr, name: &CStr) -> Result<()> {
     }
 }
 
-/// The same with more calls: a link is never made over something else. A folder
-/// has none; renamed, it could replace a folder that is empty and was not there a
+/// The same with more calls: a link is never made over something else. A directory
+/// has none; renamed, it could replace a directory that is empty and was not there a
 /// moment ago, and nothing else.
 fn publish_in_steps(parent: BorrowedFd<'_>, hidden: &CStr, name: &CStr) -> Result<()> {
     let kind_of = |name| -> Result<FileType> {
@@ -228,11 +228,11 @@ mod tests {
                 fs::write(at(name), "text").unwrap();
             }
             std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
-            for name in ["folder", "taken-folder"] {
+            for name in ["directory", "taken-directory"] {
                 fs::create_dir(at(name)).unwrap();
             }
-            for taken in [c"taken-file", c"taken-folder"] {
-                for hidden in [c"file", c"link", c"folder"] {
+            for taken in [c"taken-file", c"taken-directory"] {
+                for hidden in [c"file", c"link", c"directory"] {
                     let refused = publish(parent.as_fd(), hidden, taken);
                     assert_eq!(refused, Err(Errno::EXIST), "{hidden:?} over {taken:?}");
                     remove(parent.as_fd(), c"no-such-name");
@@ -241,14 +241,14 @@ mod tests {
             for (hidden, name) in [
                 (c"file", c"new-file"),
                 (c"link", c"new-link"),
-                (c"folder", c"new-folder"),
+                (c"directory", c"new-directory"),
             ] {
                 assert_eq!(publish(parent.as_fd(), hidden, name), Ok(()));
                 let [hidden, name] = [hidden, name].map(|name| at(name.to_str().unwrap()));
                 assert!(fs::symlink_metadata(hidden).is_err());
                 assert!(fs::symlink_metadata(name).is_ok());
             }
-            for name in [c"new-file", c"new-link", c"new-folder"] {
+            for name in [c"new-file", c"new-link", c"new-directory"] {
                 remove(parent.as_fd(), name);
                 assert!(fs::symlink_metadata(at(name.to_str().unwrap())).is_err());
             }

@@ -45,7 +45,7 @@ impl fs::Lookup for Passthrough {
 }
 
 impl Passthrough {
-    /// Finds a name in a directory and counts a look-up of its node.
+    /// Finds a name in a directory and counts a lookup of its node.
     pub(in crate::passthrough) fn look_up_beneath(
         &self,
         parent: &Node,
@@ -104,7 +104,7 @@ impl Passthrough {
         }
     }
 
-    /// Counts one look-up more of a node that the guest holds.
+    /// Counts one lookup more of a node that the guest holds.
     ///
     /// # Errors
     /// Those of `statx(2)`; `ESTALE` where the guest does not hold the node any

@@ -101,9 +101,13 @@ impl Passthrough {
         )
     }
 
-    /// What becomes of set-id bits of a file that is cut when it is opened. A guest
-    /// that drops them itself does not do so here: it leaves the cutting to us.
-    pub(in crate::passthrough) fn set_id_of_cut(&self, who: &Caller, args: OpenArgs) -> SetId {
+    /// What becomes of set-id bits of a file that is truncated when it is opened. A guest
+    /// that clears them itself does not do so here: it leaves the truncation to us.
+    pub(in crate::passthrough) fn set_id_of_truncation(
+        &self,
+        who: &Caller,
+        args: OpenArgs,
+    ) -> SetId {
         if self.has(features::HANDLE_KILLPRIV_V2) {
             args.set_id
         } else {

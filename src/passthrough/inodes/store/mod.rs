@@ -1,5 +1,5 @@
 //! The inodes that the guest holds, found by their number and by where they lie
-//! on the host, with exact look-up counts.
+//! on the host, with exact lookup counts.
 //!
 //! All there is to know of an inode lies in one slot of 64 bytes, and its handle
 //! and name in a heap of bytes beside it; the two maps have only the index of
@@ -8,7 +8,7 @@
 //!
 //! A shard is chosen by the key. The number that an inode gets names its shard,
 //! so that either way takes one lock. A count goes down only under the shard's
-//! lock for writing and up only under it for reading or writing, so a look-up
+//! lock for writing and up only under it for reading or writing, so a lookup
 //! and a forget of one inode never miss each other, whatever queue they come
 //! from. No lock is held while another shard's is taken.
 
@@ -56,7 +56,7 @@ const MAX_SAVED_ID: u64 = 1 << 62;
 pub struct NewInode<'a> {
     /// What tells it from others.
     pub identity: Identity,
-    /// Whether a file of the same number and time of birth is this one for sure.
+    /// Whether a file of the same number and birth time is this one for sure.
     pub settled: bool,
     /// The mount that it is on.
     pub mount: Arc<Mount>,
@@ -72,7 +72,7 @@ pub struct NewInode<'a> {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // It is never kept.
 pub enum Match {
-    /// It is held; its look-up is counted.
+    /// It is held; its lookup is counted.
     Counted(NodeId),
     /// An inode in its place is held; whether it is the same file is not certain.
     Unsure(Inode),
@@ -180,7 +180,7 @@ impl InodeStore {
         Some(NodeId(slot.id))
     }
 
-    /// Counts one look-up of a file that was found, if it is held for sure.
+    /// Counts one lookup of a file that was found, if it is held for sure.
     pub fn acquire(&self, found: &Identity, place: Option<(NodeId, &CStr)>) -> Match {
         if found.key == self.root.key() {
             return Match::Counted(NodeId::ROOT);
@@ -209,7 +209,7 @@ impl InodeStore {
         Match::Counted(id)
     }
 
-    /// Counts one look-up of an inode that turned out to be the file that was
+    /// Counts one lookup of an inode that turned out to be the file that was
     /// found; `false` if it was forgotten meanwhile.
     pub fn confirm(
         &self,
@@ -253,7 +253,7 @@ impl InodeStore {
         }
     }
 
-    /// Counts one look-up of a file that was not held; gives its number.
+    /// Counts one lookup of a file that was not held; gives its number.
     ///
     /// If another thread was first, its inode is counted.
     ///
@@ -365,7 +365,7 @@ impl InodeStore {
         Ok(())
     }
 
-    /// Counts `count` look-ups fewer; gives whether the inode is gone. The root
+    /// Counts `count` lookups fewer; gives whether the inode is gone. The root
     /// stays, and a count beyond what the guest holds is as good as the right one.
     pub fn forget(&self, id: NodeId, count: u64) -> bool {
         if id == NodeId::ROOT {
@@ -397,7 +397,7 @@ impl InodeStore {
         }
         if count > held {
             log::debug!(
-                "the guest forgot {count} look-ups of node {}, but holds {held}",
+                "the guest forgot {count} lookups of node {}, but holds {held}",
                 id.0
             );
         }
@@ -448,7 +448,7 @@ impl InodeStore {
         }
     }
 
-    /// Every inode that the guest holds, the root included, with its look-ups.
+    /// Every inode that the guest holds, the root included, with its lookups.
     pub fn all(&self) -> Vec<(NodeId, u64)> {
         let mut all = vec![(NodeId::ROOT, 1)];
         for shard in &self.shards {

@@ -18,7 +18,7 @@ pub(super) mod flag {
     /// Used since its descriptor was last looked at for closing; without one,
     /// found by its name.
     pub const USED: u8 = 1;
-    /// A file of the same number and time of birth is this one for sure.
+    /// A file of the same number and birth time is this one for sure.
     pub const SETTLED: u8 = 2;
     /// Another file has this one's place on the host: not in `by_key`.
     pub const REPLACED: u8 = 4;
@@ -26,7 +26,7 @@ pub(super) mod flag {
     pub const PINNED: u8 = 8;
     /// The descriptor may be of another file.
     pub const UNVERIFIED: u8 = 16;
-    /// Not to be found any more; only a look-up can change that.
+    /// Not to be found any more; only a lookup can change that.
     pub const LOST: u8 = 32;
 }
 

@@ -138,7 +138,7 @@ fn a_directory_is_kept_for_what_was_found_in_it() {
     let (_, place) = store.whereabouts(leaf).unwrap();
     assert_eq!(place, Some((middle, c"name".to_owned())));
     assert!(store.whereabouts(outer).is_some());
-    // A look-up brings it back as what it was.
+    // A lookup brings it back as what it was.
     assert_eq!(acquire(&store, 11), Some(middle));
     store.forget(middle, 1);
     // Elsewhere the leaf needs them no more.
