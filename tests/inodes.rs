@@ -918,3 +918,36 @@ fn a_hard_linked_file_is_not_lost_when_descriptors_are_short() {
     assert_eq!(c.read(node, open, 0, 10).unwrap(), b"text");
     session.finish();
 }
+
+/// Neither a descriptor nor a name leads to it: only what the guest has open.
+#[test]
+fn a_file_that_the_host_removed_is_opened_again_by_what_is_open_of_it() {
+    let mut session = Session::new(&["--inode-file-handles=never", "--rlimit-nofile=760"]);
+    session.put("file", "text");
+    session.put("other", "");
+    let c = &mut session.client;
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let first = c.open(node, libc::O_RDONLY).unwrap().fh;
+    let other = c.lookup(ROOT, "other").unwrap().nodeid;
+    let mut opened = Vec::new();
+    loop {
+        match c.open(other, libc::O_RDONLY) {
+            Ok(open) => opened.push(open.fh),
+            Err(errno) => {
+                assert_eq!(errno, libc::ENFILE);
+                break;
+            }
+        }
+    }
+    fs::remove_file(session.path("file")).unwrap();
+    let c = &mut session.client;
+    for fh in opened {
+        c.release(other, fh).unwrap();
+    }
+    assert_eq!(c.getattr(node).unwrap().attr.nlink, 0);
+    let again = c.open(node, libc::O_RDONLY).unwrap().fh;
+    assert_eq!(c.read(node, again, 0, 10).unwrap(), b"text");
+    c.release(node, first).unwrap();
+    c.release(node, again).unwrap();
+    session.finish();
+}

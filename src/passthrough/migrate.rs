@@ -79,7 +79,7 @@ impl Passthrough {
     /// # Errors
     /// `ESTALE` if the guest does not hold it; and those of opening it.
     pub fn held_node(&self, id: NodeId) -> Result<Node> {
-        self.node(id)
+        self.inodes.node(id)
     }
 
     /// The node that is this file, if the guest holds it.
@@ -164,7 +164,7 @@ impl Passthrough {
     /// Those of OPEN and OPENDIR.
     pub fn restore_handle(&self, saved: &OpenHandle) -> Result<()> {
         let node = self.inodes.inode(saved.node)?;
-        let place = self.place()?;
+        let place = self.inodes.place()?;
         let handle = match node.kind() {
             FileType::Directory => {
                 let fd = self

@@ -39,9 +39,9 @@ use attributes::{Xattrs, xattr};
 use files::Files;
 use inodes::Inodes;
 use inodes::directory_cache::RecentDirectories;
-use inodes::fd_budget::{FdBudget, Place};
+use inodes::fd_budget::FdBudget;
 use inodes::file_systems::Kind;
-use inodes::identity::{self, Found};
+use inodes::identity;
 use inodes::inode::Held;
 use inodes::mounts::Mounts;
 use inodes::store::InodeStore;
@@ -62,7 +62,7 @@ pub struct Passthrough {
     config: Config,
     users: Users,
     inodes: Inodes,
-    files: Files,
+    files: Arc<Files>,
     xattrs: Xattrs,
     /// What INIT settled: bits of `fuse::flags::init`.
     features: AtomicU64,
@@ -125,6 +125,7 @@ impl Passthrough {
             xattr::warn_about_renamed_lists(&xattr_names);
         }
         let handles = config.inode_file_handles;
+        let files = Arc::new(Files::new());
         Ok(Self {
             xattrs: Xattrs {
                 renamed_capability: privileges::renamed_capability(&xattr_names),
@@ -139,8 +140,9 @@ impl Passthrough {
                 budget,
                 proc_self_fd,
                 handles,
+                open_files: files.clone(),
             },
-            files: Files::new(),
+            files,
             features: AtomicU64::new(0),
             tracking: Tracking::default(),
         })
@@ -149,41 +151,6 @@ impl Passthrough {
     /// `/proc/self/fd`, which a serving thread makes its working directory.
     pub fn proc_self_fd(&self) -> BorrowedFd<'_> {
         self.inodes.proc_self_fd()
-    }
-
-    /// An inode that the guest holds, with a descriptor for the time of one call. One
-    /// that can be found no more is reached by what the guest has open of it.
-    ///
-    /// # Errors
-    /// `ESTALE` where the guest does not hold it, or the host has it no more.
-    fn node(&self, id: NodeId) -> Result<Node> {
-        let inode = self.inodes.inode(id)?;
-        let path = self.path_of(&inode)?;
-        Ok(Node::new(inode, path))
-    }
-
-    fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
-        self.inodes.path_of(inode).or_else(|errno| {
-            let handle = self.files.handles.some_of(inode.id()).ok_or(errno)?;
-            SharedFd::new(self.inodes.reopen(handle.as_fd(), OFlags::PATH)?)
-        })
-    }
-
-    /// A place for one descriptor of the guest's.
-    ///
-    /// # Errors
-    /// `ENFILE` when there is none.
-    fn place(&self) -> Result<Place> {
-        self.inodes.place(|| self.files.listings.close_one())
-    }
-
-    /// What the host shows of an inode. One that is held by a handle is not opened
-    /// for that where its name leads to it for sure.
-    fn identify_inode(&self, id: NodeId) -> Result<Found> {
-        match self.inodes.identify_settled(id) {
-            Some(found) => Ok(found),
-            None => self.inodes.identify(&self.node(id)?),
-        }
     }
 
     /// Applies the umask of a process in the guest until the guard drops, if the
@@ -280,7 +247,7 @@ impl fs::Session for Passthrough {
     }
 
     fn path_of(&self, node: NodeId) -> Option<PathBuf> {
-        let node = self.node(node).ok()?;
+        let node = self.inodes.node(node).ok()?;
         let name = FdName::of(node.as_fd());
         let path = readlinkat(self.inodes.proc_self_fd(), name.as_c_str(), Vec::new()).ok()?;
         Some(OsString::from_vec(path.into_bytes()).into())

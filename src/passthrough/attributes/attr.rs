@@ -69,7 +69,7 @@ impl fs::Attrs for Passthrough {
         // What is open tells it without being opened first.
         let found = match handle {
             Some(handle) => identify(self.files.handles.any(node, handle)?.as_fd())?,
-            None => self.identify_inode(node)?,
+            None => self.inodes.identify(node)?,
         };
         Ok(self.attributes_of(&found))
     }
@@ -82,7 +82,7 @@ impl fs::Attrs for Passthrough {
         args: &SetattrArgs,
         patience: Patience,
     ) -> Waiting<Attributes> {
-        let inode = match self.node(node) {
+        let inode = match self.inodes.node(node) {
             Err(Errno::STALE)
                 if args.writes_back_times() && self.has(features::WRITEBACK_CACHE) =>
             {
@@ -134,7 +134,7 @@ impl fs::Attrs for Passthrough {
 
     /// STATX: of the attributes that are asked for, those that the host has.
     fn statx(&self, node: NodeId, args: &StatxArgs) -> Result<StatxOut> {
-        let inode = self.node(node)?;
+        let inode = self.inodes.node(node)?;
         args.handle
             .map_or(Ok(()), |handle| self.files.handles.check(node, handle))?;
         let sync = AtFlags::from_bits_retain(args.sync);
@@ -147,7 +147,7 @@ impl fs::Attrs for Passthrough {
 
     /// ACCESS: only asked by a guest that leaves the checks to us.
     fn access(&self, who: &Caller, node: NodeId, mask: u32) -> Result<()> {
-        let attr = identify(self.node(node)?.as_fd())?.attr;
+        let attr = identify(self.inodes.node(node)?.as_fd())?.attr;
         if mask & !MAY_ALL != 0 {
             return Err(Errno::INVAL);
         }
@@ -178,7 +178,7 @@ impl fs::Attrs for Passthrough {
     }
 
     fn statfs(&self, node: NodeId) -> Result<StatfsOut> {
-        let status = rustix::fs::fstatvfs(&self.node(node)?)?;
+        let status = rustix::fs::fstatvfs(&self.inodes.node(node)?)?;
         Ok(StatfsOut {
             blocks: status.f_blocks,
             bfree: status.f_bfree,

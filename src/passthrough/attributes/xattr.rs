@@ -155,7 +155,7 @@ impl Passthrough {
             return Ok(Source::Open(file));
         }
         crate::sys::thread::settle_in(self.inodes.proc_self_fd())?;
-        Ok(Source::Path(self.node(node)?.path()))
+        Ok(Source::Path(self.inodes.node(node)?.path()))
     }
 
     /// Calls with the path of a node, if extended attributes are served.
@@ -165,7 +165,7 @@ impl Passthrough {
         call: impl FnOnce(&CStr) -> Result<T>,
     ) -> Result<T> {
         self.check_xattrs_are_served()?;
-        let node = self.node(node)?;
+        let node = self.inodes.node(node)?;
         self.with_xattr_path(node.as_fd(), call)
     }
 

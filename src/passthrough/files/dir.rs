@@ -33,7 +33,7 @@ impl fs::Directories for Passthrough {
         if inode.kind() != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        let place = self.place()?;
+        let place = self.inodes.place()?;
         let directory = self
             .inodes
             .open(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -48,7 +48,7 @@ impl fs::Directories for Passthrough {
     }
 
     fn readdir(&self, node: NodeId, args: &ReadArgs, into: &mut DirPacker<'_>) -> Result<()> {
-        let inode = self.node(node)?;
+        let inode = self.inodes.node(node)?;
         if !self.is_unopened(args.handle) {
             let handle = self.files.handles.directory(node, args.handle)?;
             return self.read_on(&inode, &handle, args.offset, into).map(drop);
@@ -101,7 +101,7 @@ impl Passthrough {
         if directory.kind() != FileType::Directory {
             return Err(Errno::BADF);
         }
-        let place = self.place()?;
+        let place = self.inodes.place()?;
         let fd = self
             .inodes
             .reopen(directory.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -116,7 +116,7 @@ impl Passthrough {
         handle: HandleId,
     ) -> Result<Arc<Handle>> {
         if self.is_unopened(handle) {
-            return self.open_unopened(&self.node(node)?).map(Arc::new);
+            return self.open_unopened(&self.inodes.node(node)?).map(Arc::new);
         }
         self.files.handles.directory(node, handle)
     }

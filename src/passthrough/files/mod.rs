@@ -9,8 +9,11 @@ pub(in crate::passthrough) mod listings;
 pub(in crate::passthrough) mod locks;
 pub(in crate::passthrough) mod open;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicUsize;
 
+use crate::id::NodeId;
+use crate::passthrough::inodes::OpenFiles;
 use handles::Handles;
 use listings::Listings;
 use locks::Locks;
@@ -42,5 +45,15 @@ impl Files {
         self.handles.clear();
         self.listings.clear();
         self.locks.clear();
+    }
+}
+
+impl OpenFiles for Files {
+    fn descriptor_of(&self, id: NodeId) -> Option<OwnedFd> {
+        self.handles.some_of(id)?.as_fd().try_clone_to_owned().ok()
+    }
+
+    fn close_spare(&self) -> bool {
+        self.listings.close_one()
     }
 }

@@ -60,7 +60,7 @@ impl fs::Files for Passthrough {
             FileType::Symlink => return Err(Errno::LOOP.into()),
             _ => return Err(Errno::PERM.into()),
         }
-        let place = self.place()?;
+        let place = self.inodes.place()?;
         let flags = self.host_flags(args.flags);
         let append = OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND);
         let write_only = OFlags::from_bits_retain(args.flags) & OFlags::ACCMODE == OFlags::WRONLY;
@@ -77,7 +77,7 @@ impl fs::Files for Passthrough {
             }
         };
         let opened = if flags.contains(OFlags::TRUNC) {
-            let node = self.node(node)?;
+            let node = self.inodes.node(node)?;
             let _as_opener =
                 self.drop_privileges_of(node.as_fd(), self.set_id_of_truncation(who, args))?;
             open(&|flags| self.inodes.reopen(node.as_fd(), flags))
@@ -98,11 +98,11 @@ impl fs::Files for Passthrough {
         args: &CreateArgs<'_>,
         patience: Patience,
     ) -> Waiting<(Entry, Opened)> {
-        let parent = self.node(parent)?;
+        let parent = self.inodes.node(parent)?;
         let exclusive = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let flags = (self.host_flags(args.open.flags) - OFlags::TRUNC) | exclusive;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        let place = self.place()?;
+        let place = self.inodes.place()?;
         let create = |name: &CStr, flags| {
             let _as_guest = self.users.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;
@@ -130,13 +130,13 @@ impl fs::Files for Passthrough {
         parent: NodeId,
         args: &TmpfileArgs<'_>,
     ) -> Result<(Entry, Opened)> {
-        let parent = self.node(parent)?;
+        let parent = self.inodes.node(parent)?;
         // With O_EXCL it never gets a name.
         let kept = OFlags::from_bits_retain(args.flags) & OFlags::EXCL;
         let unnamed = OFlags::TMPFILE | OFlags::CLOEXEC | kept;
         let flags = (self.host_flags(args.flags) - OFlags::TRUNC) | unnamed;
         let mode = Mode::from_raw_mode(args.mode & 0o7777);
-        let place = self.place()?;
+        let place = self.inodes.place()?;
         let file = {
             let _as_guest = self.users.act_as(who, &args.extensions)?;
             let _masked = self.masked_by(args.umask)?;

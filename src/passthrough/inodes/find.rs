@@ -114,14 +114,12 @@ impl Inodes {
         }
     }
 
-    /// A place for one descriptor of the guest's, for which `spare` closes another one
-    /// that is not needed, if there is one.
+    /// A place for one descriptor of the guest's.
     ///
     /// # Errors
     /// `ENFILE` when there is none.
-    pub(in crate::passthrough) fn place(&self, spare: impl Fn() -> bool) -> Result<Place> {
-        self.budget
-            .reserve(|| spare() || self.close_one(IfYoung::Wait))
+    pub(in crate::passthrough) fn place(&self) -> Result<Place> {
+        self.budget.reserve(|| self.close_one(IfYoung::Wait))
     }
 
     /// Room for a descriptor of an inode, for which another one may be closed.
@@ -135,22 +133,25 @@ impl Inodes {
             .or_else(|| self.close_one(if_young).then(|| self.store.path_room())?)
     }
 
-    /// What the host shows of a node.
-    pub(in crate::passthrough) fn identify(&self, node: &Node) -> Result<Found> {
+    /// What the host shows of an inode. One that is held by a handle is not opened
+    /// for that where its name leads to it for sure.
+    pub(in crate::passthrough) fn identify(&self, id: NodeId) -> Result<Found> {
+        if let Some(found) = self.identify_settled(id) {
+            return Ok(found);
+        }
+        let node = self.node(id)?;
         let found = match identify(node.as_fd()) {
-            Err(Errno::NOENT) if goes_by_paths(node) => return Err(Errno::STALE),
+            Err(Errno::NOENT) if goes_by_paths(&node) => return Err(Errno::STALE),
             found => found?,
         };
         if node.mount().is_settled(&found) {
             // The next time the name is enough.
-            self.store.set_settled(node.id(), &found.identity);
+            self.store.set_settled(id, &found.identity);
         }
         Ok(found)
     }
 
-    /// What the host shows of an inode whose name leads to it for sure, so that it need
-    /// not be opened for that.
-    pub(in crate::passthrough) fn identify_settled(&self, id: NodeId) -> Option<Found> {
+    fn identify_settled(&self, id: NodeId) -> Option<Found> {
         let (identity, parent, name) = self.store.settled_place(id)?;
         let directory = match self.recent.get(parent) {
             Some(directory) => directory,
@@ -162,7 +163,7 @@ impl Inodes {
     }
 
     /// An `O_PATH` descriptor of an inode.
-    pub(in crate::passthrough) fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
+    fn path_of(&self, inode: &Inode) -> Result<SharedFd> {
         match self.path_at_hand(inode) {
             Some(path) => Ok(path),
             None => self.find_again(inode.id()),
@@ -200,7 +201,7 @@ impl Inodes {
         }
     }
 
-    /// Finds an inode by name.
+    /// Finds an inode by name, or by what the guest has open of it.
     fn find_again(&self, id: NodeId) -> Result<SharedFd> {
         let mut errno = Errno::STALE;
         for _ in 0..MAX_LOOKS {
@@ -218,7 +219,10 @@ impl Inodes {
                 return Ok(path);
             }
         }
-        Err(errno)
+        match self.open_files.descriptor_of(id) {
+            Some(file) => SharedFd::new(self.reopen(file.as_fd(), OFlags::PATH)?),
+            None => Err(errno),
+        }
     }
 
     /// Goes from the nearest directory that is at hand down to an inode, by
@@ -345,6 +349,10 @@ impl Inodes {
     /// Closes a descriptor that was not used for long; `false` if there is none
     /// that can be closed.
     fn close_one(&self, if_young: IfYoung) -> bool {
+        self.open_files.close_spare() || self.close_path(if_young)
+    }
+
+    fn close_path(&self, if_young: IfYoung) -> bool {
         let mut too_young = 0;
         for _ in 0..MAX_TRIES {
             let Some(id) = self.store.next_to_close() else {

@@ -13,6 +13,7 @@ pub(in crate::passthrough) mod look_up;
 pub(in crate::passthrough) mod mounts;
 pub(in crate::passthrough) mod store;
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::config::InodeFileHandles;
 use crate::fs::Result;
+use crate::id::NodeId;
 use crate::sys::cpath::FdName;
 use directory_cache::RecentDirectories;
 use fd_budget::FdBudget;
@@ -38,6 +40,18 @@ pub(in crate::passthrough) struct Inodes {
     pub(in crate::passthrough) proc_self_fd: OwnedFd,
     /// Whether inodes are held by file handles.
     pub(in crate::passthrough) handles: InodeFileHandles,
+    pub(in crate::passthrough) open_files: Arc<dyn OpenFiles>,
+}
+
+/// What the guest has open, as far as it helps to keep hold of inodes.
+pub(in crate::passthrough) trait OpenFiles:
+    fmt::Debug + Send + Sync
+{
+    /// A copy of a descriptor that the guest has open of an inode.
+    fn descriptor_of(&self, id: NodeId) -> Option<OwnedFd>;
+
+    /// Closes a descriptor that is not needed; `false` if there is none.
+    fn close_spare(&self) -> bool;
 }
 
 impl Inodes {

@@ -72,8 +72,8 @@ impl fs::Names for Passthrough {
 
     /// LINK: another name for a node that the guest holds.
     fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        let inode = self.node(node)?;
-        let parent = self.node(parent)?;
+        let inode = self.inodes.node(node)?;
+        let parent = self.inodes.node(parent)?;
         // Through /proc, since linking a descriptor itself takes a capability.
         rustix::fs::linkat(
             self.inodes.proc_self_fd(),
@@ -102,7 +102,10 @@ impl fs::Names for Passthrough {
     }
 
     fn rename(&self, parent: NodeId, args: &RenameArgs<'_>) -> Result<()> {
-        let (from, to) = (self.node(parent)?, self.node(args.new_parent)?);
+        let (from, to) = (
+            self.inodes.node(parent)?,
+            self.inodes.node(args.new_parent)?,
+        );
         let (name, new_name) = (args.name.as_c_str(), args.new_name.as_c_str());
         let flags = RenameFlags::from_bits_retain(args.flags);
         let moved = self.inodes.about_to_move(&from, name);
@@ -136,7 +139,7 @@ impl fs::Names for Passthrough {
     }
 
     fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
-        let inode = self.node(node)?;
+        let inode = self.inodes.node(node)?;
         if inode.kind() != FileType::Symlink {
             return Err(Errno::INVAL);
         }
@@ -153,7 +156,7 @@ impl Passthrough {
         new: &New<'_>,
         call: impl FnOnce(&Node, &CStr) -> Result<()>,
     ) -> Result<Entry> {
-        let parent = self.node(parent)?;
+        let parent = self.inodes.node(parent)?;
         let name = new.name.as_c_str();
         let make = |name: &CStr| {
             let _as_guest = self.users.act_as(who, &new.extensions)?;
@@ -174,7 +177,7 @@ impl Passthrough {
         name: Name<'_>,
         flags: AtFlags,
     ) -> Result<()> {
-        let parent_node = self.node(parent)?;
+        let parent_node = self.inodes.node(parent)?;
         let unlinked = self.inodes.about_to_unlink(&parent_node, name.as_c_str());
         let id = unlinked.as_ref().map(|(node, _)| node.id());
         let moving = self.inodes.store.begin_move([id, None]);

@@ -18,7 +18,7 @@ use crate::passthrough::inodes::look_up::Interest;
 
 impl fs::Lookup for Passthrough {
     fn lookup(&self, parent: NodeId, name: Name<'_>, patience: Patience) -> Waiting<Entry> {
-        let (parent, name) = (self.node(parent)?, name.as_c_str());
+        let (parent, name) = (self.inodes.node(parent)?, name.as_c_str());
         match patience {
             Patience::Nothing => self.look_up_at_hand(&parent, name, Interest::Asked),
             _ => Ok(self.look_up_beneath(&parent, name)?),

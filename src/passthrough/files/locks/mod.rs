@@ -396,7 +396,7 @@ impl Passthrough {
     }
 
     fn open_lock_file(&self, handle: &Handle) -> Result<Opened> {
-        let place = self.place().map_err(|_| Errno::NOLCK)?;
+        let place = self.inodes.place().map_err(|_| Errno::NOLCK)?;
         let is_writable = handle.is_writable();
         let file = if is_writable {
             // A file that may be written and not read still takes exclusive locks.
