@@ -38,19 +38,21 @@ pub(super) struct Ticket {
     epoch: u32,
 }
 
-/// There are too many.
-#[derive(Debug)]
-pub(super) struct TooMany;
-
 impl InFlight {
+    /// Adds a request.
+    pub(super) fn add(&self, head: u16) -> Ticket {
+        self.add_to(&mut lock(&self.table), head)
+    }
+
     /// Adds a request to at most `most` others. Returns its ticket and the number of the
-    /// others.
-    pub(super) fn add(&self, head: u16, most: usize) -> Result<(Ticket, usize), TooMany> {
+    /// others; `None` where there are more.
+    pub(super) fn add_bounded(&self, head: u16, most: usize) -> Option<(Ticket, usize)> {
         let mut table = lock(&self.table);
         let others = table.count;
-        if others > most {
-            return Err(TooMany);
-        }
+        (others <= most).then(|| (self.add_to(&mut table, head), others))
+    }
+
+    fn add_to(&self, table: &mut Table, head: u16) -> Ticket {
         table.count += 1;
         let index = match table.free.pop() {
             Some(index) => index,
@@ -63,7 +65,7 @@ impl InFlight {
             *slot = Some(head);
         }
         let epoch = self.epoch.load(Ordering::Relaxed);
-        Ok((Ticket { index, epoch }, others))
+        Ticket { index, epoch }
     }
 
     /// How many there are.
@@ -121,15 +123,15 @@ mod tests {
     #[test]
     fn what_was_given_up_is_not_removed_by_its_ticket() {
         let requests = InFlight::default();
-        let (first, others) = requests.add(7, 2).unwrap();
+        let (first, others) = requests.add_bounded(7, 2).unwrap();
         assert_eq!(others, 0);
-        let (second, others) = requests.add(8, 2).unwrap();
+        let (second, others) = requests.add_bounded(8, 2).unwrap();
         assert_eq!(others, 1);
         assert!(requests.remove(first));
         assert!(!requests.is_given_up(second));
         assert_eq!(requests.give_up(), [8]);
         assert_eq!(requests.count(), 0);
-        let (third, _) = requests.add(8, 2).unwrap();
+        let (third, _) = requests.add_bounded(8, 2).unwrap();
         assert!(requests.is_given_up(second) && !requests.is_given_up(third));
         assert!(!requests.remove(second), "it is another request");
         assert_eq!(requests.count(), 1);
@@ -140,9 +142,9 @@ mod tests {
     #[test]
     fn there_is_a_bound() {
         let requests = InFlight::default();
-        let tickets = [(); 3].map(|()| requests.add(1, 2).unwrap().0);
-        assert!(requests.add(1, 2).is_err());
+        let tickets = [(); 3].map(|()| requests.add_bounded(1, 2).unwrap().0);
+        assert!(requests.add_bounded(1, 2).is_none());
         assert!(tickets.into_iter().all(|ticket| requests.remove(ticket)));
-        assert!(requests.add(1, 2).is_ok());
+        assert!(requests.add_bounded(1, 2).is_some());
     }
 }

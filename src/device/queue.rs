@@ -30,7 +30,7 @@ use vm_memory::GuestMemoryAtomic;
 
 use super::busy_poll::BusyPoll;
 use super::helpers::Helpers;
-use super::in_flight::{InFlight, Ticket, TooMany};
+use super::in_flight::{InFlight, Ticket};
 use super::relief::Relief;
 use super::shift::{BATCH, InRequest, Shift, Turn};
 use super::vring::Vring;
@@ -331,14 +331,11 @@ impl Queue {
         // A thread that finds that it was relieved waits for this.
         let mut relieved = lock(&self.relieved);
         let is_done = self.shift.take_over(request, |shift, head| {
-            // The thread is one of those that may be.
-            if let Ok((ticket, _)) = self.in_flight.add(head, usize::MAX) {
-                relieved.push(Relieved {
-                    shift,
-                    ticket,
-                    _lent: Box::new(lent),
-                });
-            }
+            relieved.push(Relieved {
+                shift,
+                ticket: self.in_flight.add(head),
+                _lent: Box::new(lent),
+            });
         });
         if !is_done {
             device.server.is_back();
@@ -366,8 +363,8 @@ impl Queue {
     fn add_in_flight(&self, head: u16, size: u16) -> Result<(Ticket, usize), RingError> {
         let most = usize::from(size) + self.threads_elsewhere;
         self.in_flight
-            .add(head, most)
-            .map_err(|TooMany| RingError::AvailableIndex)
+            .add_bounded(head, most)
+            .ok_or(RingError::AvailableIndex)
     }
 
     /// Serves everything that is available, on this thread. What needs more than
@@ -472,17 +469,21 @@ impl Queue {
             let handled = ring
                 .gather(head, spans)
                 .map(|(request, reply)| device.server.handle(scratch, request, reply, patience));
-            let ticket = if self.shift.request_ends(turn) {
-                None
-            } else {
-                Some(self.is_back(device, turn))
-            };
-            match (handled, ticket) {
-                (Ok(Ok(len)), None) => {
+            if !self.shift.request_ends(turn) {
+                if let Some(ticket) = self.is_back(device, turn) {
+                    let of = (vring, ticket, head);
+                    if let Some(wait) = self.conclude(device, of, &view, &ring, handled) {
+                        elsewhere(ticket, head, wait);
+                    }
+                }
+                return Ok(Served::AfterRelief);
+            }
+            match handled {
+                Ok(Ok(len)) => {
                     let done = Used { head, len };
                     hand_back(device, &mut vring.get_mut(), &view, &ring, done);
                 }
-                (Ok(Err(MustWait(wait))), None) => {
+                Ok(Err(MustWait(wait))) => {
                     let (ticket, others) = self.add_in_flight(head, layout.size)?;
                     let is_alone = others == 0 && heads.len() == 1;
                     if wait == Wait::ForDisk && is_alone {
@@ -491,48 +492,41 @@ impl Queue {
                     elsewhere(ticket, head, wait);
                 }
                 // What was read of it may be of an empty page.
-                (Err(_), None) if view.is_stale() => fail(device, &mut vring.get_mut(), head),
-                (Err(why), None) => return Err(why),
-                (handled, Some(ticket)) => {
-                    let Some(ticket) = ticket else { break };
-                    match handled {
-                        Ok(Ok(len)) => {
-                            let done = Used { head, len };
-                            self.finish(device, vring, ticket, &view, &ring, done);
-                        }
-                        Ok(Err(MustWait(wait))) => elsewhere(ticket, head, wait),
-                        Err(why) => self.drop_broken(device, vring, ticket, head, &view, why),
-                    }
-                    return Ok(Served::AfterRelief);
-                }
+                Err(_) if view.is_stale() => fail(device, &mut vring.get_mut(), head),
+                Err(why) => return Err(why),
             }
         }
         Ok(Served::Here)
     }
 
-    /// Hands a request back that was in flight, if it was not given up.
-    fn finish<F: FileSystem>(
+    /// What becomes of a request in flight that was served, unless it was given up.
+    /// Returns what it has to wait for if it was not: then it is in flight still.
+    fn conclude<F: FileSystem>(
         &self,
         device: &Common<F>,
-        vring: &Vring,
-        ticket: Ticket,
+        (vring, ticket, head): (&Vring, Ticket, u16),
         view: &View<'_>,
         ring: &Ring<'_>,
-        done: Used,
-    ) {
-        let mut state = vring.get_mut();
-        if self.in_flight.remove(ticket) {
-            hand_back(device, &mut state, view, ring, done);
+        handled: Result<Result<u32, MustWait>, RingError>,
+    ) -> Option<Wait> {
+        match handled {
+            Ok(Ok(len)) => {
+                let mut state = vring.get_mut();
+                if self.in_flight.remove(ticket) {
+                    hand_back(device, &mut state, view, ring, Used { head, len });
+                }
+            }
+            Ok(Err(MustWait(wait))) => return Some(wait),
+            Err(why) => self.drop_broken(device, (vring, ticket, head), view, why),
         }
+        None
     }
 
     /// A request in flight could not be read.
     fn drop_broken<F: FileSystem>(
         &self,
         device: &Common<F>,
-        vring: &Vring,
-        ticket: Ticket,
-        head: u16,
+        (vring, ticket, head): (&Vring, Ticket, u16),
         view: &View<'_>,
         why: RingError,
     ) {
@@ -552,12 +546,13 @@ impl Queue {
         if !self.shift.take_left(heads) {
             return None;
         }
-        let state = vring.get_ref();
-        if state.is_enabled() && state.get_queue().ready() && !self.broken.load(Ordering::Acquire) {
-            return Some(layout(&state));
-        }
-        // They are given back, or were abandoned with the ring.
+        // Otherwise they were abandoned with the ring.
         if !self.broken.load(Ordering::Acquire) {
+            let state = vring.get_ref();
+            if state.is_enabled() && state.get_queue().ready() {
+                return Some(layout(&state));
+            }
+            // They are given back.
             self.shift.leave(heads);
         }
         heads.clear();
@@ -672,22 +667,21 @@ impl Queue {
         let view = device.memory.view();
         let Workspace { spans, scratch, .. } = workspace;
         let layout = layout(&vring.get_ref());
-        let outcome = Ring::new(view.memory(), &layout).and_then(|ring| {
-            let (request, reply) = ring.gather(head, spans)?;
-            let handled = device.server.handle(scratch, request, reply, patience);
-            is_done(&ring);
-            match handled {
-                Ok(len) => {
-                    self.finish(device, vring, ticket, &view, &ring, Used { head, len });
-                    Ok(None)
-                }
-                Err(MustWait(wait)) => Ok(Some(wait)),
+        let of = (vring, ticket, head);
+        let ring = match Ring::new(view.memory(), &layout) {
+            Ok(ring) => ring,
+            Err(why) => {
+                self.drop_broken(device, of, &view, why);
+                return None;
             }
-        });
-        outcome.unwrap_or_else(|why| {
-            self.drop_broken(device, vring, ticket, head, &view, why);
-            None
-        })
+        };
+        let handled = ring
+            .gather(head, spans)
+            .map(|(request, reply)| device.server.handle(scratch, request, reply, patience));
+        if handled.is_ok() {
+            is_done(&ring);
+        }
+        self.conclude(device, of, &view, &ring, handled)
     }
 
     /// Takes the next chains, for which the ring may be polled for a while;

@@ -71,11 +71,8 @@ struct Place {
 
 /// What a thread of the library waits with.
 pub(super) trait Events: Send + Sync {
-    /// Has it wait for a kick too, as event number `event`.
-    fn add(&self, kick: RawFd, event: u64) -> io::Result<()>;
-
-    /// The same, but it hears of each kick once, even if it does not read it.
-    fn add_by_edge(&self, kick: RawFd, event: u64) -> io::Result<()>;
+    /// Has it wait for a kick too, in this way, as event number `event`.
+    fn add(&self, kick: RawFd, how: EventSet, event: u64) -> io::Result<()>;
 
     /// Has it wait for a kick no more, whoever had it do so.
     fn remove(&self, kick: RawFd, event: u64);
@@ -85,17 +82,18 @@ impl<T: VhostUserBackend> Events for VringEpollHandler<T>
 where
     Self: Send + Sync,
 {
-    fn add(&self, kick: RawFd, event: u64) -> io::Result<()> {
-        self.register_listener(kick, EventSet::IN, event)
-    }
-
-    fn add_by_edge(&self, kick: RawFd, event: u64) -> io::Result<()> {
-        self.register_listener(kick, EventSet::IN | EventSet::EDGE_TRIGGERED, event)
+    fn add(&self, kick: RawFd, how: EventSet, event: u64) -> io::Result<()> {
+        self.register_listener(kick, how, event)
     }
 
     fn remove(&self, kick: RawFd, event: u64) {
         let _ = self.unregister_listener(kick, EventSet::IN, event);
     }
+}
+
+/// A thread hears of each kick once, even if it does not read it.
+fn by_edge() -> EventSet {
+    EventSet::IN | EventSet::EDGE_TRIGGERED
 }
 
 thread_local! {
@@ -156,7 +154,7 @@ impl Vring {
         let Some(kick) = self.kick_number().filter(|_| lent_to.is_none()) else {
             return false;
         };
-        let is_heard = events.add_by_edge(kick, event).is_ok();
+        let is_heard = events.add(kick, by_edge(), event).is_ok();
         *lent_to = is_heard.then_some(Listener { events, event });
         is_heard
     }
@@ -183,7 +181,7 @@ impl Vring {
             && let Some(events) = place.events.upgrade()
         {
             if is_wanted {
-                return events.add(kick, place.kicked);
+                return events.add(kick, EventSet::IN, place.kicked);
             }
             events.remove(kick, place.kicked);
         }
@@ -255,7 +253,7 @@ impl VringT<Map> for Vring {
         }
         self.library.set_kick(file);
         if let (Some(listener), Some(kick)) = (lent_to.as_ref(), self.kick_number())
-            && let Err(error) = listener.events.add_by_edge(kick, listener.event)
+            && let Err(error) = listener.events.add(kick, by_edge(), listener.event)
         {
             log::debug!("a thread cannot listen to the kicks of a queue: {error}");
         }

@@ -153,23 +153,6 @@ pub trait FileSystem:
 {
 }
 
-impl<F> FileSystem for F where
-    F: Session
-        + Lookup
-        + Names
-        + Attrs
-        + Xattrs
-        + Files
-        + Data
-        + Directories
-        + Ioctl
-        + Locks
-        + Send
-        + Sync
-        + 'static
-{
-}
-
 /// The session of a guest, from INIT to DESTROY, and what the server asks about nodes.
 pub trait Session {
     /// The features that this file system wants of a guest that offers these

@@ -17,7 +17,7 @@ pub enum Malformed {
     BadRange,
     /// Flags of `statx(2)` that are not about caches.
     BadFlags,
-    /// A lock of a kind that there is not.
+    /// A lock of a kind that does not exist.
     BadLock,
     /// An attribute value of more than 64 KiB.
     ValueTooLong,

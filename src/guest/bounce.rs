@@ -13,13 +13,14 @@
 //! be told from noise.
 
 use std::cell::RefCell;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2, retry_on_intr};
 
 use super::buffers::{Readable, Writable};
+use super::lost_memory::PAGE;
 use super::replaced_pages;
-use crate::sys::vectored::{self, PAGE};
 
 /// The most bytes of one call.
 const MAX_BYTES: usize = 1 << 20;
@@ -58,7 +59,8 @@ impl Readable<'_> {
             if self.is_stale() || replaced_pages() != replaced {
                 return Err(Errno::FAULT);
             }
-            let n = vectored::pwrite(file, buffer, offset, flags)?;
+            let flags = ReadWriteFlags::from_bits_retain(flags.cast_unsigned());
+            let n = retry_on_intr(|| pwritev2(file, &[IoSlice::new(buffer)], offset, flags))?;
             self.skip(n);
             Ok(n)
         })
@@ -77,7 +79,8 @@ impl Writable<'_> {
         flags: i32,
     ) -> Result<usize, Errno> {
         with_buffer(self.len().min(MAX_BYTES), |buffer| {
-            let n = vectored::pread(file, buffer, offset, flags)?;
+            let flags = ReadWriteFlags::from_bits_retain(flags.cast_unsigned());
+            let n = retry_on_intr(|| preadv2(file, &mut [IoSliceMut::new(buffer)], offset, flags))?;
             self.copy_in(buffer.get(..n).unwrap_or_default());
             Ok(n)
         })

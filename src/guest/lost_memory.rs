@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// The size of a page where the memory does not come in huge ones.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// The most ranges that are watched: for each region of the largest map its memory
 /// and its part of the dirty log, twice, as a map that was replaced is still in use.

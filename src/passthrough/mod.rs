@@ -205,6 +205,8 @@ impl Shares {
 /// Covers the directories that are in use at once in typical tree walks.
 const MAX_RECENT: usize = 256;
 
+impl fs::FileSystem for Passthrough {}
+
 impl fs::Session for Passthrough {
     fn wanted_features(&self, offered: u64) -> u64 {
         features::wanted(&self.config, offered)

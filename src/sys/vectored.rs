@@ -19,9 +19,6 @@ pub const RWF_SYNC: i32 = libc::RWF_SYNC;
 /// where the file system cannot tell.
 pub const RWF_NOWAIT: i32 = libc::RWF_NOWAIT;
 
-/// The size of a page, on which direct I/O wants its buffers to begin.
-pub const PAGE: usize = 4096;
-
 /// The most vectors that one call takes (`UIO_MAXIOV`).
 pub const IOV_MAX: usize = 1024;
 
@@ -82,42 +79,6 @@ pub unsafe fn pwritev2(
             )
         }
     })
-}
-
-/// Reads from `file` at `offset`, like [`preadv2`] into one buffer.
-///
-/// # Errors
-/// The same.
-pub fn pread(
-    file: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    offset: u64,
-    flags: i32,
-) -> Result<usize, Errno> {
-    let vector = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
-    // SAFETY: the vector is the buffer, which is borrowed for as long as the call takes.
-    unsafe { preadv2(file, &[vector], offset, flags) }
-}
-
-/// Writes to `file` at `offset`, like [`pwritev2`] from one buffer.
-///
-/// # Errors
-/// The same.
-pub fn pwrite(
-    file: BorrowedFd<'_>,
-    buffer: &[u8],
-    offset: u64,
-    flags: i32,
-) -> Result<usize, Errno> {
-    let vector = libc::iovec {
-        iov_base: buffer.as_ptr().cast_mut().cast(),
-        iov_len: buffer.len(),
-    };
-    // SAFETY: the vector is the buffer, from which the kernel only reads.
-    unsafe { pwritev2(file, &[vector], offset, flags) }
 }
 
 /// Calls until it is not interrupted; the errno is read before anything else can
